@@ -1,0 +1,63 @@
+# `make book` builds the book, `make test` proves it. Each sets up all it needs in .venv; a second call installs nothing.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help book test lab execute sync stamp data clean lint types unit notebooks prove site
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+book: $(READY)  ## build the book and print where it is
+	@$(BIN)/jupyter-book build -W -n --keep-going --quiet .
+	@echo "The book: $(CURDIR)/_build/html/index.html"
+
+lab: $(READY)  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+sync: $(READY)  ## write transformer_lib from the chapters
+	$(BIN)/ruff format --quiet notebooks
+	$(BIN)/python tools/export_modules.py
+
+stamp: $(READY)  ## write the setup cell and the run times into the chapters
+	$(BIN)/python tools/notebooks.py stamp
+
+execute: sync stamp  ## run all chapters anew and store their outputs (CHAPTERS="05 12" for some)
+	$(BIN)/python tools/notebooks.py execute $(CHAPTERS)
+
+test: lint types unit notebooks prove book site  ## prove everything (about 20 minutes on 2 cores)
+	@echo "All of it holds."
+
+lint: $(READY)  ## style of the code, and package = chapters
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tools/export_modules.py --check
+	$(BIN)/python tools/notebooks.py stamp --check
+
+types: $(READY)  ## types of the package
+	$(BIN)/mypy
+
+unit: $(READY)  ## tests of the package, the tools, the data and the book's standard
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_site.py
+
+notebooks: $(READY)  ## run every notebook again and compare its outputs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env \
+	  --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 600 notebooks
+
+prove: $(READY)  ## run every notebook from an empty folder on the installed wheel, with another seed
+	$(BIN)/python tools/notebooks.py prove
+
+site: $(READY)  ## tests of the built book, some in a browser
+	$(BIN)/python -m pytest tests/test_site.py
+
+clean:  ## remove what was built (not .venv)
+	rm -rf _build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

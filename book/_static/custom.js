@@ -1,0 +1,18 @@
+// What the theme leaves out for readers who do not use a mouse or a screen.
+document.addEventListener("DOMContentLoaded", () => {
+  // The sidebar is a landmark, so that a screen reader can jump to it and over it.
+  const sidebar = document.querySelector(".bd-sidebar-primary");
+  if (sidebar && !sidebar.matches("dialog")) {
+    sidebar.setAttribute("role", "complementary");
+    sidebar.setAttribute("aria-label", "The book");
+  }
+  // What scrolls sideways must be reachable by keyboard.
+  const focusable = () => {
+    for (const box of document.querySelectorAll(".bd-article pre, .bd-article div.math, .cell_output .output, .pst-scrollable-table-container")) {
+      if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0;
+      else if (box.tabIndex === 0) box.removeAttribute("tabindex");
+    }
+  };
+  window.addEventListener("load", focusable);
+  window.addEventListener("resize", focusable);
+});

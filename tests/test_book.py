@@ -1,0 +1,297 @@
+"""The book's standard: what every chapter holds, whoever wrote it."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from nbformat import NotebookNode
+
+from tools.export_modules import parse_cell
+from tools.notebooks import NOTEBOOKS, ROOT, SETUP, budget, number, repository_url, time_line
+
+CHAPTERS = sorted(NOTEBOOKS.glob("*.ipynb"))
+LAST_SECTIONS = ["What goes wrong", "Exercises", "Quiz", "Summary", "The map"]
+MYST = re.compile(r"^\s*(`{3,}|:{3,})\{|\{[a-z:-]+\}`|^\([\w-]+\)=\s*$|^\+\+\+", re.MULTILINE)
+OTHER_PLACES = re.compile(
+    r"https?://|\.\./|['\"]/|torch\.load|pickle|urllib|requests\.|subprocess|os\.environ"
+)
+EMPTY_WORDS = re.compile(
+    r"\b(simply|obviously|trivially|as we all know|needless to say)\b", re.IGNORECASE
+)
+
+
+@cache
+def read(path: Path) -> NotebookNode:
+    """A notebook, read once for all tests."""
+    return nbformat.read(path, as_version=4)
+
+
+def tags(cell: NotebookNode) -> list[str]:
+    """The tags of a cell."""
+    return list(cell.metadata.get("tags", []))
+
+
+def code(path: Path) -> list[NotebookNode]:
+    """The code cells of a chapter."""
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def text(path: Path) -> str:
+    """All the Markdown of a chapter."""
+    return "\n\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+
+
+def without_code(markdown: str) -> str:
+    """Markdown without its code spans and fenced blocks."""
+    return re.sub(r"`[^`\n]+`", "", re.sub(r"```.*?```", "", markdown, flags=re.DOTALL))
+
+
+def sections(path: Path) -> dict[str, list[NotebookNode]]:
+    """The cells under each `## ` heading; a cell with several headings belongs to each."""
+    found: dict[str, list[NotebookNode]] = {}
+    current = ""
+    for cell in read(path).cells:
+        headings = []
+        if cell.cell_type == "markdown":
+            headings = re.findall(r"^## (.+)$", cell.source, re.MULTILINE)
+        for heading in headings:
+            current = heading.strip()
+            found[current] = [cell]
+        if current and not headings:
+            found[current].append(cell)
+    return found
+
+
+def calls(source: str) -> set[str]:
+    """The names of the functions that a piece of code calls."""
+    nodes = [
+        node.func for node in ast.walk(parse_cell(source, "cell")) if isinstance(node, ast.Call)
+    ]
+    return {node.id if isinstance(node, ast.Name) else getattr(node, "attr", "") for node in nodes}
+
+
+def can_fail(source: str) -> bool:
+    """Whether a cell holds a check that can fail."""
+    return bool(re.search(r"^\s*assert ", source, re.MULTILINE)) or "assert_close" in calls(source)
+
+
+each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+
+
+def test_the_table_of_contents_names_every_chapter_in_order() -> None:
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    files = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+    listed = [file for file in files if file.startswith("notebooks/")]
+    numbered = [f"notebooks/{path.stem}" for path in CHAPTERS]
+    assert sorted(listed) == numbered
+    chapters_in_parts = [file for file in listed if not file.startswith("notebooks/00")]
+    assert chapters_in_parts == sorted(chapters_in_parts)
+    for file in [*files, toc["root"]]:
+        assert any((ROOT / f"{file}{ending}").exists() for ending in (".md", ".ipynb")), (
+            f"{file} does not exist"
+        )
+
+
+@each_chapter
+def test_the_first_cell_says_what_the_chapter_is(path: Path) -> None:
+    first = read(path).cells[0]
+    lines = [line for line in first.source.splitlines() if line.strip()]
+    assert re.fullmatch(rf"# {number(path)}\. \S.+", lines[0]), f"title is {lines[0]!r}"
+    labels = re.findall(r"^- \*\*(.+?):\*\* \S", first.source, re.MULTILINE)
+    assert labels == ["Question", "You build", "You need", "Time"], f"the first cell has {labels}"
+
+
+@each_chapter
+def test_the_run_time_is_measured_within_budget_and_shown(path: Path) -> None:
+    seconds = read(path).metadata.get("book", {}).get("seconds")
+    assert seconds is not None, "`make execute` has not measured it"
+    assert seconds <= budget(path), f"took {seconds} s, its budget is {budget(path)} s"
+    assert time_line(seconds) in read(path).cells[0].source
+
+
+@each_chapter
+def test_setup_and_parameters_come_first(path: Path) -> None:
+    cells = code(path)
+    assert [tags(cell) for cell in cells[:2]] == [["setup"], ["parameters"]]
+    assert cells[0].source == SETUP.format(url=repository_url())
+    assert [tag for cell in cells for tag in tags(cell)].count("parameters") == 1
+    assert re.search(r"^SEED = \d+", cells[1].source, re.MULTILINE), "SEED is a parameter"
+    assert any("SEED" in cell.source for cell in cells[2:]), "SEED is used"
+    for node in parse_cell(cells[1].source, path.name).body:
+        assert isinstance(node, ast.Assign | ast.AnnAssign), (
+            "the parameters cell holds assignments only"
+        )
+
+
+@each_chapter
+def test_the_sections_are_there_in_order(path: Path) -> None:
+    headings = list(sections(path))
+    assert headings[-5:] == LAST_SECTIONS, f"the chapter ends with {headings[-5:]}"
+    assert len(headings) >= (6 if number(path) == 0 else 8), f"only {headings}"
+
+
+@each_chapter
+def test_every_section_that_runs_code_has_a_check_that_can_fail(path: Path) -> None:
+    for heading, cells in sections(path).items():
+        if heading in ("Exercises", "Quiz", "Summary", "The map"):
+            continue
+        runs = [cell for cell in cells if cell.cell_type == "code" and cell.outputs]
+        computes = [
+            cell for cell in runs if not re.match(r"diagram\(|transformer_map\(", cell.source)
+        ]
+        if computes:
+            asserting = [
+                cell for cell in cells if cell.cell_type == "code" and can_fail(cell.source)
+            ]
+            assert asserting, f"section {heading!r} computes something and asserts nothing"
+
+
+@each_chapter
+def test_every_assert_says_what_it_found(path: Path) -> None:
+    for cell in code(path):
+        for node in ast.walk(parse_cell(cell.source, path.name)):
+            if isinstance(node, ast.Assert):
+                assert node.msg is not None, f"no message: {ast.unparse(node)}"
+                constant = isinstance(node.test, ast.Constant)
+                assert not constant, f"cannot fail: {ast.unparse(node)}"
+
+
+@each_chapter
+def test_exercises_have_hint_stub_check_and_solution(path: Path) -> None:
+    cells = sections(path)["Exercises"]
+    markdown = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    title = r"^### Exercise (\d+\.\d+) (?:★☆☆|★★☆|★★★) \(\d+ minutes\): \S"
+    labels = re.findall(title, markdown, re.MULTILINE)
+    expected = [f"{number(path)}.{k}" for k in range(1, len(labels) + 1)]
+    assert labels == expected, f"exercises are numbered {labels}"
+    assert len(labels) == len(re.findall(r"^### ", markdown, re.MULTILINE)), (
+        "a title is not in the form of the others"
+    )
+    fewest = 1 if number(path) == 0 else 3
+    assert fewest <= len(labels) <= 5, f"{len(labels)} exercises"
+    assert markdown.count("> **Hint.**") >= len(labels), "every exercise has a hint"
+    stubs = [cell for cell in cells if "exercise" in tags(cell)]
+    checks = [
+        cell
+        for cell in cells
+        if cell.source.startswith("#| export checks") and "@diagnostic" in cell.source
+    ]
+    solutions = [cell for cell in cells if cell.source.startswith("# Solution")]
+    assert len(stubs) == len(checks) == len(solutions) == len(labels), (
+        "each has a stub, a check and a solution"
+    )
+    for label, stub, check, solution in zip(labels, stubs, checks, solutions, strict=True):
+        assert f'@diagnostic("Exercise {label}")' in check.source
+        assert "hide-input" in tags(check), f"the check of {label} is folded"
+        assert "raise NotImplementedError" in stub.source, f"the stub of {label} is to be filled in"
+        assert solution.source.startswith(f"# Solution {label}")
+        assert "hide-cell" in tags(solution), f"the solution of {label} is folded"
+        name = re.search(r"^def (check_\w+)\(", check.source, re.MULTILINE)
+        assert name is not None, f"the check of {label} is called check_..."
+        assert {name[1]} <= calls(stub.source), f"the stub of {label} calls {name[1]}"
+        assert {name[1]} <= calls(solution.source), f"the solution of {label} calls {name[1]}"
+        output = "".join(out.get("text", "") for out in stub.outputs)
+        assert f"Exercise {label} is still open" in output, f"the stub of {label} prints {output!r}"
+        output = "".join(out.get("text", "") for out in solution.outputs)
+        assert f"Exercise {label}: every check passed." in output, (
+            f"the solution of {label} prints {output!r}"
+        )
+
+
+@each_chapter
+def test_the_quiz_explains_every_answer(path: Path) -> None:
+    source = "\n".join(cell.source for cell in sections(path)["Quiz"])
+    quiz = source[source.index("## Quiz") :].split("\n## ")[0]
+    questions = re.split(r"^\*\*\d+\. .+\*\*\s*$", quiz, flags=re.MULTILINE)[1:]
+    fewest = 1 if number(path) == 0 else 2
+    assert fewest <= len(questions) <= 3, f"{len(questions)} questions"
+    for question in questions:
+        answers = re.findall(
+            r"<details><summary>(.+?)</summary>\n\n(.+?)\n\n</details>", question, re.DOTALL
+        )
+        assert len(answers) >= 2, f"a question offers answers: {question}"
+        assert question.count("<details>") == len(answers), (
+            f"an answer is not in the form of the others: {question}"
+        )
+        for answer, explanation in answers:
+            assert len(explanation.split()) >= 5, f"{answer!r} is hardly explained: {explanation!r}"
+
+
+@each_chapter
+def test_the_map_closes_the_chapter(path: Path) -> None:
+    assert code(path)[-1].source.strip() == f"transformer_map({number(path)})"
+
+
+@each_chapter
+def test_the_markdown_is_understood_everywhere(path: Path) -> None:
+    markdown = text(path)
+    assert not MYST.search(without_code(markdown)), "MyST syntax shows raw in JupyterLab and Colab"
+    assert not re.search(r"<(script|style|iframe|img)", markdown), "HTML that loads or styles"
+    numbered = re.findall(r"\\tag\{(.+?)\}", markdown)
+    assert numbered == [f"{number(path)}.{k}" for k in range(1, len(numbered) + 1)], (
+        f"equations are {numbered}"
+    )
+    assert not EMPTY_WORDS.search(without_code(markdown)), EMPTY_WORDS.search(
+        without_code(markdown)
+    )
+
+
+@each_chapter
+def test_every_link_leads_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text(path)):
+        if not target.startswith(("https://", "http://")):
+            assert (path.parent / target).resolve().exists(), f"link to {target}"
+
+
+@each_chapter
+def test_the_chapter_reads_nothing_from_outside(path: Path) -> None:
+    for cell in code(path)[1:]:  # the setup cell names where the package is published
+        found = OTHER_PLACES.search(cell.source)
+        assert found is None, f"{found} in a cell: {cell.source[:200]}"
+        forbidden = {"open", "load_state_dict_from_url", "savefig"} & calls(cell.source)
+        if not cell.source.startswith("#| export"):
+            assert not forbidden, f"{forbidden} in a cell: {cell.source[:200]}"
+
+
+@each_chapter
+def test_outputs_are_stored_and_clean(path: Path) -> None:
+    for cell in code(path):
+        assert cell.execution_count is not None, f"never run: {cell.source[:80]}"
+        for output in cell.outputs:
+            assert output.output_type != "error", f"an error: {output.get('evalue')}"
+            assert output.get("name") != "stderr", f"a warning: {output.get('text')}"
+            data = output.get("data", {})
+            assert not any("widget" in kind for kind in data), (
+                "a widget loads scripts from elsewhere"
+            )
+            html = data.get("text/html", "")
+            assert not re.search(r"(?:src|href)=[\"'](?:https?:)?//", html), (
+                "an output loads from another host"
+            )
+
+
+@each_chapter
+def test_pictures_are_not_compared_and_text_is(path: Path) -> None:
+    """What nobody compares could say anything: only a picture, a timing or a training goes uncompared."""
+    uncompared = [cell for cell in code(path) if "nbval-ignore-output" in tags(cell)]
+    assert len(uncompared) < 0.5 * len([cell for cell in code(path) if cell.outputs])
+
+
+def test_every_public_name_is_documented() -> None:
+    """Docstrings of the package: one line of what it does, and for functions with arguments, shapes and errors."""
+    for path in sorted((ROOT / "transformer_lib").glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                docstring = ast.get_docstring(node) or ""
+                assert docstring, f"{path.name}: {node.name} has no docstring"
+                raises = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+                if raises and path.name != "checks.py":
+                    whole = ast.unparse(node)
+                    assert "Raises:" in whole, (
+                        f"{path.name}: {node.name} does not say what it raises"
+                    )

@@ -1,0 +1,510 @@
+"""Make the book's translation pairs from Debian's LibreOffice help and interface packages.
+
+    python tools/make_data.py --language de --packages DIR --output transformer_lib/data
+    python tools/make_data.py --language de --output transformer_lib/data --check
+
+The help is HTML with the same files and the same paragraph ids in every language, the interface is a set of gettext
+catalogs whose keys are the English texts. Texts are aligned by file and id, cut into sentences where both sides have
+equally many, filtered, and split by help file into train, validation and test. DIR is where the .deb files are, or
+where `apt-get download` shall put them. Everything is deterministic: the same packages give the same bytes.
+Written are LANGUAGE-en.{train,validation,test}.tsv.gz (text, English, origin; tab-separated) and LANGUAGE-en.json.
+"""
+
+import argparse
+import gzip
+import hashlib
+import json
+import math
+import re
+import struct
+import subprocess
+import tempfile
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from lxml import html
+
+SPLITS = ("train", "validation", "test")
+HELD_OUT = 1000  # whole sentences in validation, and in test
+MAX_OF_A_FILE = 20  # of these from one help file
+MAX_WORDS = 30  # a side
+MIN_SENTENCE_WORDS = 4  # a side, for a line of validation or test
+MAX_MENU_PATHS = 1000  # "Choose File - Print - Options." is common enough to crowd out the rest
+NEAR_DUPLICATE = 0.6  # share of the word beginnings of two texts that both have, from which they are near-duplicates
+BEGINNING = 5  # letters of a word that count there: "Zelle" and "Zellen" are the same
+MAX_LENGTH_RATIO = (
+    2.2  # longer side to shorter side in characters, after adding LENGTH_SLACK to both
+)
+LENGTH_SLACK = 8
+
+# A full stop after one of these (or after a single letter or a number) ends no sentence, in any of the languages.
+ABBREVIATIONS = frozenset(
+    "abb abs allg approx art bspw bzw ca cf dr env etc evtl ex fig ff ggf inkl max min mr mrs ms nr no pp resp sog std "
+    "str tel usw vgl vs zzgl".split()
+)
+BOUNDARY = re.compile(r"""(?P<end>[.!?]["')]*)\s+(?=["'(]*(?P<next>\w))""")
+WORD = re.compile(r"[^\W\d_]+")
+# What stands for code: operators, brackets, calls such as f(x), dotted names such as file.odt, addresses.
+CODE = re.compile(
+    r"""[{}\\<>|=@#^~_$\[\]*§`]|[%&]\w|::|//|""|\w\((?![^\W\d_]{1,3}\))|[^\W\d_]{2,}\.\w|(?<!\.)\.\w{3,}|[−×÷≤≥≠→←·∙•]"""
+)
+    r"[{}\\<>|=@#^~_$\[\]*§`]|[%&]\w|::|//|""|\w\((?![^\W\d_]{1,3}\))|[^\W\d_]{2,}\.\w|(?<!\.)\.\w{3,}|[−×÷≤≥≠→←·∙•]"
+)
+MENU_PATH = re.compile(r"\w\S* [-–▸] ?\w")
+SIMPLER = str.maketrans(
+    {
+        "\u00a0": " ",
+        "\u202f": " ",
+        "\u200b": "",
+        "\u200c": "",
+        "\u2060": "",
+        "\ufeff": "",
+        "\u00ad": "",
+        "\u2011": "-",
+    }
+    | {"’": "'", "‘": "'", "”": '"', "″": '"', "„": '"', "“": '"', "»": '"', "«": '"', "…": "..."}
+)
+
+
+class Pair(NamedTuple):
+    """A text, its English, and where the two are from."""
+
+    text: str
+    english: str
+    origin: str
+
+    @property
+    def help_file(self) -> str | None:
+        """The help file the pair is from; None for the interface."""
+        kind, _, place = self.origin.partition(":")
+        return place.partition("#")[0] if kind == "help" else None
+
+
+# Reading the packages ---------------------------------------------------------------------------------------------
+
+
+def find_packages(names: Iterable[str], directory: Path) -> dict[str, Path]:
+    """The .deb of every package in `directory`, fetched with apt-get where there is none."""
+    directory.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for name in names:
+        if not any(directory.glob(f"{name}_*.deb")):
+            subprocess.run(["apt-get", "download", name], cwd=directory, check=True)
+        candidates = sorted(directory.glob(f"{name}_*.deb"))
+        if len(candidates) != 1:
+            raise ValueError(
+                f"{directory} should hold one version of {name}, not {len(candidates)}"
+            )
+        found[name] = candidates[0]
+    return found
+
+
+def visible_text(element: html.HtmlElement) -> str:
+    """The text a reader sees: of several platforms' variants only the default one."""
+    if not isinstance(element.tag, str) or element.tag in ("script", "pre"):
+        return ""
+    if element.tag == "br":
+        return " "
+    children = list(element)
+    if (element.get("class") or "").startswith("switch"):
+        children = [
+            child for child in children if (child.get("id") or "").startswith("default")
+        ] or children
+        return visible_text(children[0]) if children else ""
+    return (element.text or "") + "".join(
+        visible_text(child) + (child.tail or "") for child in children
+    )
+
+
+def read_help_page(page: bytes) -> dict[str, str]:
+    """Paragraph id -> text, for every paragraph and heading of a help page's content."""
+    paragraphs: dict[str, str] = {}
+    for area in html.fromstring(page).xpath("//*[@id='DisplayArea']"):
+        for element in area.xpath(
+            ".//*[self::p or self::h1 or self::h2 or self::h3 or self::h4 or self::h5][@id]"
+        ):
+            if "code" not in (element.get("class") or ""):
+                paragraphs.setdefault(element.get("id"), tidy(visible_text(element)))
+    return paragraphs
+
+
+def read_help(root: Path, english_root: Path) -> Iterator[Pair]:
+    """Paragraph pairs of the files that both folders hold."""
+    for path in sorted(root.rglob("*.html")):
+        name = path.relative_to(root)
+        if not (english_root / name).exists():
+            continue
+        paragraphs, english = (
+            read_help_page(path.read_bytes()),
+            read_help_page((english_root / name).read_bytes()),
+        )
+        for identifier, text in paragraphs.items():
+            if identifier in english:
+                yield Pair(text, english[identifier], f"help:{name.with_suffix('')}#{identifier}")
+
+
+def read_catalog(catalog: bytes) -> Iterator[tuple[str, str, str]]:
+    """Key, English and translation of every message in a compiled gettext catalog (.mo)."""
+    magic, _, count, keys_at, values_at = struct.unpack_from("<5I", catalog)
+    if magic != 0x950412DE:
+        raise ValueError(f"not a little-endian gettext catalog: magic number {magic:#x}")
+    for index in range(count):
+        message = []
+        for table in (keys_at, values_at):
+            length, offset = struct.unpack_from("<2I", catalog, table + 8 * index)
+            message.append(
+                catalog[offset : offset + length].decode().partition("\0")[0]
+            )  # \0 divides plural forms
+        key, divider, english = message[0].partition("\x04")
+        if divider:
+            yield key, english, message[1]
+
+
+def read_interface(root: Path) -> Iterator[Pair]:
+    """Pairs of every catalog in a folder, without the marks of keyboard shortcuts."""
+    for path in sorted(root.glob("*.mo")):
+        for key, english, text in read_catalog(path.read_bytes()):
+            sides = [
+                tidy(re.sub(r"\(?[~_](\w)\)?", r"\1", side).replace("%PRODUCTNAME", "LibreOffice"))
+                for side in (text, english)
+            ]
+            yield Pair(sides[0], sides[1], f"ui:{path.stem}|{' '.join(key.split())}")
+
+
+# Sentences --------------------------------------------------------------------------------------------------------
+
+
+def tidy(text: str) -> str:
+    """One kind of space, of quotation mark and of ellipsis; no invisible characters."""
+    text = re.sub(
+        r"(?<=«)[\u00a0\u202f]|[\u00a0\u202f](?=»)", "", unicodedata.normalize("NFC", text)
+    )  # French
+    text = " ".join(re.sub(r"\.{3,}", "...", text.translate(SIMPLER)).split())
+    return re.sub(r" ([.,])(?= |$)", r"\1", text)  # "the icon ."
+
+
+def split_sentences(text: str) -> list[str]:
+    """Cut after . ! ? before a capital letter or a digit, but not after an abbreviation, a letter or a number."""
+    sentences, start = [], 0
+    for match in BOUNDARY.finditer(text):
+        last_word = text[start : match.start()].rpartition(" ")[2].strip("\"'(").casefold()
+        stop = match["end"].startswith(".")
+        if not (match["next"].isupper() or match["next"].isdigit()):
+            continue
+        if stop and (
+            last_word in ABBREVIATIONS
+            or len(last_word.rpartition(".")[2]) == 1
+            or last_word.isdigit()
+        ):
+            continue
+        sentences.append(text[start : match.end("end")])
+        start = match.end()
+    return [*sentences, text[start:]] if text[start:] else sentences
+
+
+def align_sentences(pairs: Iterable[Pair]) -> Iterator[Pair]:
+    """Sentence pairs where both sides have equally many sentences, whole paragraphs elsewhere."""
+    for pair in pairs:
+        texts, english = split_sentences(pair.text), split_sentences(pair.english)
+        if len(texts) != len(english) or len(texts) == 1:
+            yield pair
+            continue
+        for number, sides in enumerate(zip(texts, english, strict=True), start=1):
+            yield Pair(*sides, f"{pair.origin}.{number}")
+
+
+def is_whole_sentence(pair: Pair) -> bool:
+    """Whether both sides are one sentence: capital letter, some words, final punctuation, no second sentence inside."""
+    return all(
+        side.lstrip("\"'(")[:1].isupper()
+        and re.search(r"""[.!?]["')]*$""", side) is not None
+        and len(side.split()) >= MIN_SENTENCE_WORDS
+        and len(split_sentences(side)) == 1
+        for side in (pair.text, pair.english)
+    )
+
+
+# Filters ----------------------------------------------------------------------------------------------------------
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words of letters only."""
+    return WORD.findall(text.casefold())
+
+
+def is_untranslated(pair: Pair) -> bool:
+    """Whether the two sides are the same, or the text shares most of its words with the English."""
+    mine, english = words(pair.text), set(words(pair.english))
+    shared = sum(word in english for word in mine)
+    return pair.text.casefold() == pair.english.casefold() or (
+        len(mine) >= 3 and shared > 0.6 * len(mine)
+    )
+
+
+def has_odd_length(pair: Pair) -> bool:
+    """Whether one side is so much longer than the other that it is hardly its translation."""
+    short, long = sorted(len(side) + LENGTH_SLACK for side in (pair.text, pair.english))
+    return long > MAX_LENGTH_RATIO * short
+
+
+def is_mostly_symbols(pair: Pair) -> bool:
+    """Whether a side has fewer than three letters, or more other characters than letters."""
+    letters = [sum(map(len, words(side))) for side in (pair.text, pair.english)]
+    return any(
+        n < 3 or 2 * n < len(side.replace(" ", ""))
+        for n, side in zip(letters, pair[:2], strict=True)
+    )
+
+
+def digits(text: str) -> list[str]:
+    """The digits of a text in alphabetical order: equal on both sides of a translation."""
+    return sorted(filter(str.isdigit, text))
+
+
+def ending(text: str) -> str:
+    """The punctuation mark a text ends with, if it is one that ends or opens something."""
+    last = text.rstrip("\"')")[-1:]
+    return last if last in ".!?:;," else ""
+
+
+FILTERS: dict[str, Callable[[Pair], bool]] = {
+    "a side is empty": lambda pair: not (pair.text and pair.english),
+    "code, formula or placeholder": lambda pair: any(CODE.search(side) for side in pair[:2]),
+    "mostly symbols": is_mostly_symbols,
+    "not translated": is_untranslated,
+    f"more than {MAX_WORDS} words": lambda pair: any(
+        len(side.split()) > MAX_WORDS for side in pair[:2]
+    ),
+    "lengths do not match": has_odd_length,
+    "numbers do not match": lambda pair: digits(pair.text) != digits(pair.english),
+    "final punctuation does not match": lambda pair: ending(pair.text) != ending(pair.english),
+}
+
+
+def is_menu_path(pair: Pair) -> bool:
+    """Whether both sides name a way through the menus."""
+    return all(MENU_PATH.search(side) for side in pair[:2])
+
+
+def without_duplicates(pairs: Iterable[Pair]) -> list[Pair]:
+    """The first pair of all those that differ in capitals, digits and punctuation only."""
+    distinct: dict[tuple[str, str], Pair] = {}
+    for pair in pairs:
+        distinct.setdefault((" ".join(words(pair.text)), " ".join(words(pair.english))), pair)
+    return list(distinct.values())
+
+
+def shuffle_key(text: str) -> str:
+    """A fixed pseudo-random order that is the same on every machine."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def with_few_menu_paths(pairs: list[Pair]) -> list[Pair]:
+    """The pairs in the same order, with MAX_MENU_PATHS menu paths drawn at random."""
+    paths = sorted((pair.origin for pair in pairs if is_menu_path(pair)), key=shuffle_key)
+    dropped = set(paths[MAX_MENU_PATHS:])
+    return [pair for pair in pairs if pair.origin not in dropped]
+
+
+# Splitting --------------------------------------------------------------------------------------------------------
+
+
+def word_beginnings(text: str) -> frozenset[str]:
+    """The first letters of every word, in lower case: what near-duplicates share."""
+    return frozenset(word[:BEGINNING] for word in words(text))
+
+
+def similarity(first: frozenset[str], second: frozenset[str]) -> float:
+    """Jaccard similarity: of all elements of two sets, the share that both have."""
+    shared = len(first & second)
+    return shared / max(1, len(first) + len(second) - shared)
+
+
+class NearDuplicates:
+    """Says whether a text repeats one of the texts added before, entirely or nearly.
+
+    It does if the share of common word beginnings is at least NEAR_DUPLICATE for it or for one of its sentences, or if
+    it holds all words of the other in a row. So that few texts have to be compared, they are filed under their rarest
+    word beginnings: sets that similar must have one of these in common (prefix filtering).
+    """
+
+    def __init__(self, corpus: Iterable[str]) -> None:
+        self.frequency = Counter(beginning for text in corpus for beginning in word_beginnings(text))
+        self.similar: defaultdict[str, set[frozenset[str]]] = defaultdict(set)
+        self.contained: defaultdict[str, list[str]] = defaultdict(list)
+
+    def _rarest(self, beginnings: frozenset[str]) -> list[str]:
+        """As many of the rarest beginnings as a set that is similar enough cannot do without."""
+        by_rarity = sorted(beginnings, key=lambda beginning: (self.frequency[beginning], beginning))
+        return by_rarity[: len(by_rarity) - math.ceil(NEAR_DUPLICATE * len(by_rarity)) + 1]
+
+    def add(self, text: str) -> None:
+        """Remember a text."""
+        beginnings = word_beginnings(text)
+        for beginning in self._rarest(beginnings):
+            self.similar[beginning].add(beginnings)
+        self.contained[self._rarest(beginnings)[0]].append(f" {' '.join(words(text))} ")
+
+    def has(self, text: str) -> bool:
+        """Whether a text, or a sentence of it, nearly repeats a text added before, or holds one."""
+        for part in {text, *split_sentences(text)}:
+            beginnings = word_beginnings(part)
+            candidates = set().union(*(self.similar.get(beginning, ()) for beginning in self._rarest(beginnings)))
+            if any(similarity(beginnings, other) >= NEAR_DUPLICATE for other in candidates):
+                return True
+        row = f" {' '.join(words(text))} "
+        return any(other in row for beginning in word_beginnings(text) for other in self.contained.get(beginning, ()))
+
+
+class NearDuplicatePairs:
+    """NearDuplicates on both sides: a pair repeats another if its text or its English does."""
+
+    def __init__(self, corpus: list[Pair]) -> None:
+        self.sides = [NearDuplicates(pair[side] for pair in corpus) for side in (0, 1)]
+
+    def add(self, pair: Pair) -> None:
+        """Remember a pair."""
+        for side, text in zip(self.sides, pair[:2], strict=True):
+            side.add(text)
+
+    def has(self, pair: Pair) -> bool:
+        """Whether either side of a pair repeats that side of a pair added before."""
+        return any(side.has(text) for side, text in zip(self.sides, pair[:2], strict=True))
+
+
+def split(pairs: list[Pair]) -> dict[str, list[Pair]]:
+    """Test and validation: whole sentences of help files drawn at random; train: all that is neither there nor like it."""
+    by_file: defaultdict[str, list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        if pair.help_file is not None:
+            by_file[pair.help_file].append(pair)
+    files = iter(sorted(by_file, key=shuffle_key))
+    held_out = NearDuplicatePairs(pairs)
+    drawn: dict[str, list[Pair]] = {"test": [], "validation": []}
+    for sentences in drawn.values():
+        while len(sentences) < HELD_OUT:
+            whole = filter(is_whole_sentence, by_file.pop(next(files)))
+            for pair in sorted(whole, key=lambda pair: shuffle_key(pair.origin))[: min(MAX_OF_A_FILE, HELD_OUT - len(sentences))]:
+                if not held_out.has(pair):
+                    held_out.add(pair)
+                    sentences.append(pair)
+    train = [pair for pair in pairs if pair.help_file is None or pair.help_file in by_file]
+    return {"all": train, "train": [pair for pair in train if not held_out.has(pair)], **drawn}
+
+
+# Writing ----------------------------------------------------------------------------------------------------------
+
+
+def sha256(content: bytes) -> str:
+    """The checksum of some bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def as_lines(pairs: Iterable[Pair]) -> bytes:
+    """The content of a shipped file."""
+    return "".join("\t".join(pair) + "\n" for pair in pairs).encode()
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """The pairs of a shipped file."""
+    return [Pair(*line.split("\t")) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+
+
+class Steps(list[dict[str, str | int]]):
+    """How many pairs of the help and of the interface each step leaves."""
+
+    def record(self, step: str, pairs: list[Pair]) -> None:
+        """Note and print a step's result."""
+        of_help = sum(pair.help_file is not None for pair in pairs)
+        self.append({"step": step, "help": of_help, "interface": len(pairs) - of_help})
+        print(f"{of_help:8,} help {len(pairs) - of_help:8,} interface  {step}")
+
+
+def clean(paragraphs: list[Pair], steps: Steps) -> list[Pair]:
+    """Sentence pairs that are worth training on."""
+    steps.record("texts on both sides", paragraphs)
+    pairs = list(align_sentences(paragraphs))
+    steps.record("cut into sentences where both sides have equally many", pairs)
+    for reason, is_bad in FILTERS.items():
+        pairs = [pair for pair in pairs if not is_bad(pair)]
+        steps.record(f"without: {reason}", pairs)
+    pairs = without_duplicates(pairs)
+    steps.record("without: duplicates up to capitals, digits and punctuation", pairs)
+    pairs = with_few_menu_paths(pairs)
+    steps.record(f"without: menu paths beyond {MAX_MENU_PATHS:,}", pairs)
+    return pairs
+
+
+def make(language: str, packages: Path, output: Path) -> dict:
+    """Write the three files and the manifest of a language; return the manifest."""
+    names = [f"libreoffice-help-{language}", "libreoffice-help-en-us", f"libreoffice-l10n-{language}"]
+    debs = find_packages(names, packages)
+    with tempfile.TemporaryDirectory() as folder:
+        roots = {name: Path(folder, name) for name in names}
+        for name, deb in debs.items():
+            subprocess.run(["dpkg-deb", "-x", deb, roots[name]], check=True)
+        [texts] = roots[names[0]].glob("usr/share/libreoffice/help/*/text")
+        [english] = roots[names[1]].glob("usr/share/libreoffice/help/*/text")
+        [catalogs] = roots[names[2]].glob("usr/lib/libreoffice/program/resource/*/LC_MESSAGES")
+        paragraphs = [*read_help(texts, english), *read_interface(catalogs)]
+    steps = Steps()
+    splits = split(clean(paragraphs, steps))
+    steps.record("without: help files that test and validation are drawn from", splits["all"])
+    for name in SPLITS:
+        steps.record({"train": "without: near-duplicates of test and validation (train)"}.get(name, name), splits[name])
+    output.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for name in SPLITS:
+        content = as_lines(splits[name])
+        path = output / f"{language}-en.{name}.tsv.gz"
+        path.write_bytes(gzip.compress(content, mtime=0))
+        files[path.name] = {"pairs": len(splits[name]), "sha256_of_text": sha256(content)}
+        print(f"{files[path.name]['sha256_of_text']}  {path.name}, uncompressed")
+    manifest = {
+        "language": language,
+        "license": "MPL-2.0",
+        "packages": {
+            name: {
+                "version": subprocess.check_output(["dpkg-deb", "-f", deb, "Version"], text=True).strip(),
+                "sha256": sha256(deb.read_bytes()),
+            }
+            for name, deb in debs.items()
+        },
+        "steps": steps,
+        "files": files,
+    }
+    (output / f"{language}-en.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    return manifest
+
+
+def check(language: str, output: Path) -> None:
+    """Compare the shipped files with their manifest; ValueError where they differ."""
+    manifest = json.loads((output / f"{language}-en.json").read_text())
+    for name, expected in manifest["files"].items():
+        content = gzip.decompress((output / name).read_bytes())
+        found = {"pairs": content.count(b"\n"), "sha256_of_text": sha256(content)}
+        if found != expected:
+            raise ValueError(f"{name} holds {found}, its manifest says {expected}")
+
+
+# The page of the book ---------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--language", default="de", help="as in the name of the package libreoffice-help-LANGUAGE")
+    parser.add_argument("--packages", type=Path, default=Path("packages"), help="folder of the .deb files")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--check", action="store_true", help="only compare the files in OUTPUT with their manifest")
+    options = parser.parse_args(arguments)
+    if not options.check:
+        make(options.language, options.packages, options.output)
+    check(options.language, options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,4 @@
+from .attention import *
+from .embeddings import *
+from .layers import *
+from .transformer import *
