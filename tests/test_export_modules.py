@@ -7,7 +7,15 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from tools.export_modules import MODULES, NOT_IN_INIT, ROOT, ExportError, export, main, stale_files
+from tools.export_modules import (
+    MODULES,
+    NOT_IN_INIT,
+    ROOT,
+    ExportError,
+    export,
+    main,
+    stale_files,
+)
 
 IMPORTS = "import math\nimport torch\nfrom torch import Tensor, nn\nimport torch.nn.functional as F"
 
@@ -69,7 +77,11 @@ def test_imports_inside_functions_annotations_and_classes_are_found(tmp_path: Pa
     )
     write_chapter(tmp_path, "09-norm.ipynb", "%matplotlib inline\n" + IMPORTS, cell)
     source = export(tmp_path)["layers.py"]
-    for line in ("import math", "import torch.nn.functional as F", "from torch import Tensor, nn"):
+    for line in (
+        "import math",
+        "import torch.nn.functional as F",
+        "from torch import Tensor, nn",
+    ):
         assert line in source, f"{line!r} is missing in:\n{source}"
 
 
@@ -88,7 +100,10 @@ def test_imports_inside_functions_annotations_and_classes_are_found(tmp_path: Pa
         ("#| export attention\nimport os\nx = 1", "definitions only"),
         ("#| export attention\ndef f(:\n    pass", "line 2"),
         ("#| export attention\ndef f():\n    return missing_name", "missing_name is used"),
-        ("#| export attention replaces f\ndef f():\n    return 1", "needs one earlier cell"),
+        (
+            "#| export attention replaces f\ndef f():\n    return 1",
+            "needs one earlier cell",
+        ),
     ],
 )
 def test_a_wrong_cell_is_named(tmp_path: Path, cell: str, message: str) -> None:
@@ -98,13 +113,16 @@ def test_a_wrong_cell_is_named(tmp_path: Path, cell: str, message: str) -> None:
     assert message in str(error.value)
 
 
-def test_a_name_exported_twice_is_an_error_in_one_module_and_across_modules(tmp_path: Path) -> None:
+def test_a_name_exported_twice_is_an_error_in_one_module_and_across_modules(
+    tmp_path: Path,
+) -> None:
     cell = "#| export {}\ndef f():\n    return 1"
     for module in ("attention", "layers"):
         write_chapter(tmp_path, "05-first.ipynb", cell.format("attention"))
         write_chapter(tmp_path, "06-second.ipynb", cell.format(module))
         with pytest.raises(
-            ExportError, match="f is already exported to attention by 05-first.ipynb, cell 1"
+            ExportError,
+            match="f is already exported to attention by 05-first.ipynb, cell 1",
         ):
             export(tmp_path)
 
@@ -117,7 +135,9 @@ def test_a_later_chapter_may_replace_a_definition_if_it_says_so(tmp_path: Path) 
         "#| export attention\ndef g():\n    return f()",
     )
     write_chapter(
-        tmp_path, "06-second.ipynb", "#| export attention replaces f\ndef f():\n    return 2"
+        tmp_path,
+        "06-second.ipynb",
+        "#| export attention replaces f\ndef f():\n    return 2",
     )
     source = export(tmp_path)["attention.py"]
     assert source.count("def f(") == 1
@@ -144,7 +164,11 @@ def test_stale_missing_and_orphaned_files_are_reported(tmp_path: Path) -> None:
     (tmp_path / "layers.py").write_text("same")
     (tmp_path / "orphan.py").write_text("def public(): ...")
     lines = stale_files(sources | {"data.py": "x"}, tmp_path)
-    assert [line.split(":")[0] for line in lines] == ["orphan.py", "data.py", "attention.py"]
+    assert [line.split(":")[0] for line in lines] == [
+        "orphan.py",
+        "data.py",
+        "attention.py",
+    ]
     assert "no chapter exports it" in lines[0]
 
 
@@ -162,7 +186,9 @@ def test_check_fails_on_a_stale_module_and_writes_nothing(
     assert main() == 0
     monkeypatch.setattr("sys.argv", [*command, "--check"])
     assert main() == 0
-    (package / "attention.py").write_text((package / "attention.py").read_text() + "\ny = 2\n")
+    (package / "attention.py").write_text(
+        (package / "attention.py").read_text() + "\ny = 2\n"
+    )
     assert main() == 1
 
 

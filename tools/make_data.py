@@ -1,13 +1,15 @@
 """Make the book's translation pairs from Debian's LibreOffice help and interface packages.
 
     python tools/make_data.py --language de --packages DIR --output transformer_lib/data
-    python tools/make_data.py --language de --output transformer_lib/data --check
+    python tools/make_data.py --language de --output transformer_lib/data --page book/data.md
 
-The help is HTML with the same files and the same paragraph ids in every language, the interface is a set of gettext
-catalogs whose keys are the English texts. Texts are aligned by file and id, cut into sentences where both sides have
-equally many, filtered, and split by help file into train, validation and test. DIR is where the .deb files are, or
-where `apt-get download` shall put them. Everything is deterministic: the same packages give the same bytes.
-Written are LANGUAGE-en.{train,validation,test}.tsv.gz (text, English, origin; tab-separated) and LANGUAGE-en.json.
+The help is HTML with the same files and the same paragraph ids in every language, the interface
+a set of gettext catalogs whose keys are the English texts. Texts are aligned by file and id, cut
+into sentences where both sides have equally many, filtered, and split by help file into train,
+validation and test. DIR is where the .deb files are, or where `apt-get download` shall put
+them; without --packages the files in the output folder are only compared with their manifest.
+Written are LANGUAGE-en.{train,validation,test}.tsv.gz (text, English and origin, with tabs
+between them) and LANGUAGE-en.json. The same packages give the same bytes.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import gzip
 import hashlib
 import json
 import math
+import random
 import re
 import struct
 import subprocess
@@ -23,49 +26,39 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lxml import html
 
-SPLITS = ("train", "validation", "test")
 HELD_OUT = 1000  # whole sentences in validation, and in test
 MAX_OF_A_FILE = 20  # of these from one help file
+MIN_SENTENCE_WORDS = 4  # a side, for these
 MAX_WORDS = 30  # a side
-MIN_SENTENCE_WORDS = 4  # a side, for a line of validation or test
-MAX_MENU_PATHS = 1000  # "Choose File - Print - Options." is common enough to crowd out the rest
-NEAR_DUPLICATE = 0.6  # share of the word beginnings of two texts that both have, from which they are near-duplicates
-BEGINNING = 5  # letters of a word that count there: "Zelle" and "Zellen" are the same
-MAX_LENGTH_RATIO = (
-    2.2  # longer side to shorter side in characters, after adding LENGTH_SLACK to both
-)
+MAX_LENGTH_RATIO = 2.2  # longer side to shorter, in characters, LENGTH_SLACK added to both
 LENGTH_SLACK = 8
+MAX_MENU_PATHS = 1000  # "Choose File - Print." is common enough to crowd out the rest
+NEAR_DUPLICATE = 0.6  # share of word beginnings in common that makes two texts alike
+BEGINNING = 5  # letters of a word that count there: "Zelle" and "Zellen" are the same
+EXAMPLE_SEED = 13  # of the pairs shown in the book
 
-# A full stop after one of these (or after a single letter or a number) ends no sentence, in any of the languages.
+# A full stop after one of these, a single letter or a number ends no sentence.
 ABBREVIATIONS = frozenset(
-    "abb abs allg approx art bspw bzw ca cf dr env etc evtl ex fig ff ggf inkl max min mr mrs ms nr no pp resp sog std "
-    "str tel usw vgl vs zzgl".split()
+    re.findall(
+        r"\w+",
+        "abb abs allg bspw bzw ca cf dr env etc evtl ex fig ggf inkl mr mrs nr no resp sog tel "
+        "usw vgl vs",
+    )
 )
 BOUNDARY = re.compile(r"""(?P<end>[.!?]["')]*)\s+(?=["'(]*(?P<next>\w))""")
 WORD = re.compile(r"[^\W\d_]+")
-# What stands for code: operators, brackets, calls such as f(x), dotted names such as file.odt, addresses.
+# Code, formulas, placeholders: symbols, f(x) but not file(s), COM.NAME and file.odt, /a/path.
 CODE = re.compile(
-    r"""[{}\\<>|=@#^~_$\[\]*§`]|[%&]\w|::|//|""|\w\((?![^\W\d_]{1,3}\))|[^\W\d_]{2,}\.\w|(?<!\.)\.\w{3,}|[−×÷≤≥≠→←·∙•]"""
-)
-    r"[{}\\<>|=@#^~_$\[\]*§`]|[%&]\w|::|//|""|\w\((?![^\W\d_]{1,3}\))|[^\W\d_]{2,}\.\w|(?<!\.)\.\w{3,}|[−×÷≤≥≠→←·∙•]"
+    r"[{}\\<>|=@#^~_$\[\]*§`−×÷≤≥≠→←·∙•]|[%&]\w|::|//|/\w+/|\"\""
+    r"|\w\((?![^\W\d_]{1,3}\))|[^\W\d_]{2,}\.\w|(?<!\.)\.\w{3,}"
 )
 MENU_PATH = re.compile(r"\w\S* [-–▸] ?\w")
 SIMPLER = str.maketrans(
-    {
-        "\u00a0": " ",
-        "\u202f": " ",
-        "\u200b": "",
-        "\u200c": "",
-        "\u2060": "",
-        "\ufeff": "",
-        "\u00ad": "",
-        "\u2011": "-",
-    }
-    | {"’": "'", "‘": "'", "”": '"', "″": '"', "„": '"', "“": '"', "»": '"', "«": '"', "…": "..."}
+    "\u00a0\u202f\u2011‘’‚‛“”„«»", '  -\'\'\'\'"""""', "\u200b\u200c\u2060\ufeff\u00ad"
 )
 
 
@@ -100,6 +93,12 @@ def find_packages(names: Iterable[str], directory: Path) -> dict[str, Path]:
             )
         found[name] = candidates[0]
     return found
+
+
+def describe_package(deb: Path) -> dict[str, str]:
+    """The version and the checksum of a package."""
+    version = subprocess.check_output(["dpkg-deb", "-f", deb, "Version"], text=True).strip()
+    return {"version": version, "sha256": sha256(deb.read_bytes())}
 
 
 def visible_text(element: html.HtmlElement) -> str:
@@ -143,7 +142,9 @@ def read_help(root: Path, english_root: Path) -> Iterator[Pair]:
         )
         for identifier, text in paragraphs.items():
             if identifier in english:
-                yield Pair(text, english[identifier], f"help:{name.with_suffix('')}#{identifier}")
+                yield Pair(
+                    text, english[identifier], f"help:{name.with_suffix('')}#{identifier}"
+                )
 
 
 def read_catalog(catalog: bytes) -> Iterator[tuple[str, str, str]]:
@@ -168,7 +169,11 @@ def read_interface(root: Path) -> Iterator[Pair]:
     for path in sorted(root.glob("*.mo")):
         for key, english, text in read_catalog(path.read_bytes()):
             sides = [
-                tidy(re.sub(r"\(?[~_](\w)\)?", r"\1", side).replace("%PRODUCTNAME", "LibreOffice"))
+                tidy(
+                    re.sub(r"\(?[~_](\w)\)?", r"\1", side).replace(
+                        "%PRODUCTNAME", "LibreOffice"
+                    )
+                )
                 for side in (text, english)
             ]
             yield Pair(sides[0], sides[1], f"ui:{path.stem}|{' '.join(key.split())}")
@@ -182,7 +187,7 @@ def tidy(text: str) -> str:
     text = re.sub(
         r"(?<=«)[\u00a0\u202f]|[\u00a0\u202f](?=»)", "", unicodedata.normalize("NFC", text)
     )  # French
-    text = " ".join(re.sub(r"\.{3,}", "...", text.translate(SIMPLER)).split())
+    text = " ".join(re.sub(r"…\.*|\.{3,}", "...", text.translate(SIMPLER)).split())
     return re.sub(r" ([.,])(?= |$)", r"\1", text)  # "the icon ."
 
 
@@ -271,8 +276,9 @@ def ending(text: str) -> str:
 
 
 FILTERS: dict[str, Callable[[Pair], bool]] = {
-    "a side is empty": lambda pair: not (pair.text and pair.english),
-    "code, formula or placeholder": lambda pair: any(CODE.search(side) for side in pair[:2]),
+    "code, formula or placeholder": lambda pair: any(
+        CODE.search(side) for side in pair[:2]
+    ),
     "mostly symbols": is_mostly_symbols,
     "not translated": is_untranslated,
     f"more than {MAX_WORDS} words": lambda pair: any(
@@ -280,7 +286,9 @@ FILTERS: dict[str, Callable[[Pair], bool]] = {
     ),
     "lengths do not match": has_odd_length,
     "numbers do not match": lambda pair: digits(pair.text) != digits(pair.english),
-    "final punctuation does not match": lambda pair: ending(pair.text) != ending(pair.english),
+    "final punctuation does not match": lambda pair: (
+        ending(pair.text) != ending(pair.english)
+    ),
 }
 
 
@@ -293,20 +301,22 @@ def without_duplicates(pairs: Iterable[Pair]) -> list[Pair]:
     """The first pair of all those that differ in capitals, digits and punctuation only."""
     distinct: dict[tuple[str, str], Pair] = {}
     for pair in pairs:
-        distinct.setdefault((" ".join(words(pair.text)), " ".join(words(pair.english))), pair)
+        distinct.setdefault(
+            (" ".join(words(pair.text)), " ".join(words(pair.english))), pair
+        )
     return list(distinct.values())
 
 
-def shuffle_key(text: str) -> str:
-    """A fixed pseudo-random order that is the same on every machine."""
-    return hashlib.sha256(text.encode()).hexdigest()
+def shuffle_key(place: Iterable[str]) -> str:
+    """What to sort by for an order that is random, but the same on every machine."""
+    return hashlib.sha256("\t".join(place).encode()).hexdigest()
 
 
 def with_few_menu_paths(pairs: list[Pair]) -> list[Pair]:
     """The pairs in the same order, with MAX_MENU_PATHS menu paths drawn at random."""
-    paths = sorted((pair.origin for pair in pairs if is_menu_path(pair)), key=shuffle_key)
+    paths = sorted(filter(is_menu_path, pairs), key=shuffle_key)
     dropped = set(paths[MAX_MENU_PATHS:])
-    return [pair for pair in pairs if pair.origin not in dropped]
+    return [pair for pair in pairs if pair not in dropped]
 
 
 # Splitting --------------------------------------------------------------------------------------------------------
@@ -324,75 +334,125 @@ def similarity(first: frozenset[str], second: frozenset[str]) -> float:
 
 
 class NearDuplicates:
-    """Says whether a text repeats one of the texts added before, entirely or nearly.
+    """Says whether a pair repeats, in either language, one of the pairs added before, entirely or nearly.
 
-    It does if the share of common word beginnings is at least NEAR_DUPLICATE for it or for one of its sentences, or if
-    it holds all words of the other in a row. So that few texts have to be compared, they are filed under their rarest
-    word beginnings: sets that similar must have one of these in common (prefix filtering).
+    A side does if the share of common word beginnings is at least NEAR_DUPLICATE for it or for one of its sentences,
+    or if it holds all words of a side added before in a row. So that few texts have to be compared, they are filed
+    under their rarest word beginnings: sets that similar must have one of these in common (prefix filtering).
     """
 
-    def __init__(self, corpus: Iterable[str]) -> None:
-        self.frequency = Counter(beginning for text in corpus for beginning in word_beginnings(text))
+    def __init__(self, corpus: Iterable[Pair]) -> None:
+        self.frequency = Counter(
+            start for pair in corpus for side in pair[:2] for start in word_beginnings(side)
+        )
         self.similar: defaultdict[str, set[frozenset[str]]] = defaultdict(set)
         self.contained: defaultdict[str, list[str]] = defaultdict(list)
 
     def _rarest(self, beginnings: frozenset[str]) -> list[str]:
         """As many of the rarest beginnings as a set that is similar enough cannot do without."""
-        by_rarity = sorted(beginnings, key=lambda beginning: (self.frequency[beginning], beginning))
+        by_rarity = sorted(
+            beginnings, key=lambda beginning: (self.frequency[beginning], beginning)
+        )
         return by_rarity[: len(by_rarity) - math.ceil(NEAR_DUPLICATE * len(by_rarity)) + 1]
-
-    def add(self, text: str) -> None:
-        """Remember a text."""
-        beginnings = word_beginnings(text)
-        for beginning in self._rarest(beginnings):
-            self.similar[beginning].add(beginnings)
-        self.contained[self._rarest(beginnings)[0]].append(f" {' '.join(words(text))} ")
-
-    def has(self, text: str) -> bool:
-        """Whether a text, or a sentence of it, nearly repeats a text added before, or holds one."""
-        for part in {text, *split_sentences(text)}:
-            beginnings = word_beginnings(part)
-            candidates = set().union(*(self.similar.get(beginning, ()) for beginning in self._rarest(beginnings)))
-            if any(similarity(beginnings, other) >= NEAR_DUPLICATE for other in candidates):
-                return True
-        row = f" {' '.join(words(text))} "
-        return any(other in row for beginning in word_beginnings(text) for other in self.contained.get(beginning, ()))
-
-
-class NearDuplicatePairs:
-    """NearDuplicates on both sides: a pair repeats another if its text or its English does."""
-
-    def __init__(self, corpus: list[Pair]) -> None:
-        self.sides = [NearDuplicates(pair[side] for pair in corpus) for side in (0, 1)]
 
     def add(self, pair: Pair) -> None:
         """Remember a pair."""
-        for side, text in zip(self.sides, pair[:2], strict=True):
-            side.add(text)
+        for side in pair[:2]:
+            beginnings = word_beginnings(side)
+            rarest = self._rarest(beginnings)
+            for beginning in rarest:
+                self.similar[beginning].add(beginnings)
+            self.contained[rarest[0]].append(f" {' '.join(words(side))} ")
+
+    def _has_similar(self, text: str) -> bool:
+        beginnings = word_beginnings(text)
+        candidates = set().union(
+            *(self.similar.get(beginning, ()) for beginning in self._rarest(beginnings))
+        )
+        return any(similarity(beginnings, other) >= NEAR_DUPLICATE for other in candidates)
+
+    def _holds_another(self, text: str) -> bool:
+        row = f" {' '.join(words(text))} "
+        return any(
+            other in row
+            for beginning in word_beginnings(text)
+            for other in self.contained.get(beginning, ())
+        )
 
     def has(self, pair: Pair) -> bool:
-        """Whether either side of a pair repeats that side of a pair added before."""
-        return any(side.has(text) for side, text in zip(self.sides, pair[:2], strict=True))
+        """Whether a side of a pair, or a sentence of it, nearly repeats a side added before, or holds one."""
+        return any(
+            self._holds_another(side)
+            or any(map(self._has_similar, {side, *split_sentences(side)}))
+            for side in pair[:2]
+        )
 
 
-def split(pairs: list[Pair]) -> dict[str, list[Pair]]:
-    """Test and validation: whole sentences of help files drawn at random; train: all that is neither there nor like it."""
-    by_file: defaultdict[str, list[Pair]] = defaultdict(list)
-    for pair in pairs:
-        if pair.help_file is not None:
-            by_file[pair.help_file].append(pair)
-    files = iter(sorted(by_file, key=shuffle_key))
-    held_out = NearDuplicatePairs(pairs)
-    drawn: dict[str, list[Pair]] = {"test": [], "validation": []}
-    for sentences in drawn.values():
-        while len(sentences) < HELD_OUT:
-            whole = filter(is_whole_sentence, by_file.pop(next(files)))
-            for pair in sorted(whole, key=lambda pair: shuffle_key(pair.origin))[: min(MAX_OF_A_FILE, HELD_OUT - len(sentences))]:
-                if not held_out.has(pair):
-                    held_out.add(pair)
-                    sentences.append(pair)
-    train = [pair for pair in pairs if pair.help_file is None or pair.help_file in by_file]
-    return {"all": train, "train": [pair for pair in train if not held_out.has(pair)], **drawn}
+class Steps(list[dict[str, str | int]]):
+    """How many pairs of the help and of the interface each step leaves."""
+
+    def record(self, step: str, pairs: list[Pair]) -> None:
+        """Note and print a step's result."""
+        of_help = sum(pair.help_file is not None for pair in pairs)
+        self.append({"step": step, "help": of_help, "interface": len(pairs) - of_help})
+        print(f"{of_help:8,} help {len(pairs) - of_help:8,} interface  {step}")
+
+
+def clean(paragraphs: list[Pair], steps: Steps) -> list[Pair]:
+    """Sentence pairs that are worth training on."""
+    steps.record("paragraphs and messages with the same id", paragraphs)
+    paragraphs = [pair for pair in paragraphs if pair.text and pair.english]
+    steps.record("without: a side is empty", paragraphs)
+    pairs = list(align_sentences(paragraphs))
+    steps.record("cut into sentences where both sides have equally many", pairs)
+    for reason, is_bad in FILTERS.items():
+        pairs = [pair for pair in pairs if not is_bad(pair)]
+        steps.record(f"without: {reason}", pairs)
+    pairs = without_duplicates(pairs)
+    steps.record("without: duplicates up to capitals, digits and punctuation", pairs)
+    pairs = with_few_menu_paths(pairs)
+    steps.record(f"without: menu paths beyond {MAX_MENU_PATHS:,}", pairs)
+    return pairs
+
+
+def draw_sentences(
+    pairs: list[Pair], files: Iterator[str], seen: NearDuplicates
+) -> list[Pair]:
+    """HELD_OUT whole sentences of the next files, none like one that was seen before."""
+    by_file: defaultdict[str | None, list[Pair]] = defaultdict(list)
+    for pair in filter(is_whole_sentence, pairs):
+        by_file[pair.help_file].append(pair)
+    drawn: list[Pair] = []
+    while len(drawn) < HELD_OUT:
+        room = min(MAX_OF_A_FILE, HELD_OUT - len(drawn))
+        for pair in sorted(by_file[next(files)], key=shuffle_key)[
+            :room
+        ]:
+            if not seen.has(pair):
+                seen.add(pair)
+                drawn.append(pair)
+    return drawn
+
+
+def split(pairs: list[Pair], steps: Steps) -> dict[str, list[Pair]]:
+    """Test and validation from help files drawn at random; train from the others.
+
+    Of train only what is like nothing in test and validation is kept.
+    """
+    remaining = iter(
+        sorted({pair.help_file for pair in pairs if pair.help_file}, key=shuffle_key)
+    )
+    seen = NearDuplicates(pairs)
+    test = draw_sentences(pairs, remaining, seen)
+    validation = draw_sentences(pairs, remaining, seen)
+    train_files = {None, *remaining}
+    train = [pair for pair in pairs if pair.help_file in train_files]
+    steps.record("without: help files that test and validation are drawn from", train)
+    train = [pair for pair in train if not seen.has(pair)]
+    steps.record("without: near-duplicates of test and validation; this is train", train)
+    steps.record("validation", validation)
+    steps.record("test", test)
+    return {"train": train, "validation": validation, "test": test}
 
 
 # Writing ----------------------------------------------------------------------------------------------------------
@@ -410,100 +470,131 @@ def as_lines(pairs: Iterable[Pair]) -> bytes:
 
 def read_pairs(path: Path) -> list[Pair]:
     """The pairs of a shipped file."""
-    return [Pair(*line.split("\t")) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+    return [
+        Pair(*line.split("\t"))
+        for line in gzip.decompress(path.read_bytes()).decode().splitlines()
+    ]
 
 
-class Steps(list[dict[str, str | int]]):
-    """How many pairs of the help and of the interface each step leaves."""
-
-    def record(self, step: str, pairs: list[Pair]) -> None:
-        """Note and print a step's result."""
-        of_help = sum(pair.help_file is not None for pair in pairs)
-        self.append({"step": step, "help": of_help, "interface": len(pairs) - of_help})
-        print(f"{of_help:8,} help {len(pairs) - of_help:8,} interface  {step}")
-
-
-def clean(paragraphs: list[Pair], steps: Steps) -> list[Pair]:
-    """Sentence pairs that are worth training on."""
-    steps.record("texts on both sides", paragraphs)
-    pairs = list(align_sentences(paragraphs))
-    steps.record("cut into sentences where both sides have equally many", pairs)
-    for reason, is_bad in FILTERS.items():
-        pairs = [pair for pair in pairs if not is_bad(pair)]
-        steps.record(f"without: {reason}", pairs)
-    pairs = without_duplicates(pairs)
-    steps.record("without: duplicates up to capitals, digits and punctuation", pairs)
-    pairs = with_few_menu_paths(pairs)
-    steps.record(f"without: menu paths beyond {MAX_MENU_PATHS:,}", pairs)
-    return pairs
-
-
-def make(language: str, packages: Path, output: Path) -> dict:
-    """Write the three files and the manifest of a language; return the manifest."""
-    names = [f"libreoffice-help-{language}", "libreoffice-help-en-us", f"libreoffice-l10n-{language}"]
-    debs = find_packages(names, packages)
+def make(language: str, packages: Path, output: Path) -> None:
+    """Write the three files and the manifest of a language."""
+    text, english, interface = (
+        f"libreoffice-help-{language}",
+        "libreoffice-help-en-us",
+        f"libreoffice-l10n-{language}",
+    )
+    debs = find_packages([text, english, interface], packages)
     with tempfile.TemporaryDirectory() as folder:
-        roots = {name: Path(folder, name) for name in names}
         for name, deb in debs.items():
-            subprocess.run(["dpkg-deb", "-x", deb, roots[name]], check=True)
-        [texts] = roots[names[0]].glob("usr/share/libreoffice/help/*/text")
-        [english] = roots[names[1]].glob("usr/share/libreoffice/help/*/text")
-        [catalogs] = roots[names[2]].glob("usr/lib/libreoffice/program/resource/*/LC_MESSAGES")
-        paragraphs = [*read_help(texts, english), *read_interface(catalogs)]
+            subprocess.run(["dpkg-deb", "-x", deb, Path(folder, name)], check=True)
+        [text_pages] = Path(folder, text).glob("usr/share/libreoffice/help/*/text")
+        [english_pages] = Path(folder, english).glob("usr/share/libreoffice/help/*/text")
+        [catalogs] = Path(folder, interface).glob(
+            "usr/lib/libreoffice/program/resource/*/*"
+        )
+        paragraphs = [*read_help(text_pages, english_pages), *read_interface(catalogs)]
     steps = Steps()
-    splits = split(clean(paragraphs, steps))
-    steps.record("without: help files that test and validation are drawn from", splits["all"])
-    for name in SPLITS:
-        steps.record({"train": "without: near-duplicates of test and validation (train)"}.get(name, name), splits[name])
+    splits = split(clean(paragraphs, steps), steps)
     output.mkdir(parents=True, exist_ok=True)
     files = {}
-    for name in SPLITS:
-        content = as_lines(splits[name])
+    for name, pairs in splits.items():
+        content = as_lines(pairs)
         path = output / f"{language}-en.{name}.tsv.gz"
         path.write_bytes(gzip.compress(content, mtime=0))
-        files[path.name] = {"pairs": len(splits[name]), "sha256_of_text": sha256(content)}
-        print(f"{files[path.name]['sha256_of_text']}  {path.name}, uncompressed")
+        files[path.name] = {"pairs": len(pairs), "sha256_of_text": sha256(content)}
+        print(f"{sha256(content)}  {path.name}, uncompressed")
     manifest = {
         "language": language,
         "license": "MPL-2.0",
-        "packages": {
-            name: {
-                "version": subprocess.check_output(["dpkg-deb", "-f", deb, "Version"], text=True).strip(),
-                "sha256": sha256(deb.read_bytes()),
-            }
-            for name, deb in debs.items()
-        },
+        "packages": {name: describe_package(deb) for name, deb in debs.items()},
         "steps": steps,
         "files": files,
     }
-    (output / f"{language}-en.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-    return manifest
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    (output / f"{language}-en.json").write_text(text)
 
 
-def check(language: str, output: Path) -> None:
-    """Compare the shipped files with their manifest; ValueError where they differ."""
-    manifest = json.loads((output / f"{language}-en.json").read_text())
+def check(language: str, output: Path) -> dict[str, Any]:
+    """Compare the written files with their manifest and return it.
+
+    Raises:
+        ValueError: where they differ.
+    """
+    manifest: dict[str, Any] = json.loads((output / f"{language}-en.json").read_text())
     for name, expected in manifest["files"].items():
         content = gzip.decompress((output / name).read_bytes())
         found = {"pairs": content.count(b"\n"), "sha256_of_text": sha256(content)}
         if found != expected:
             raise ValueError(f"{name} holds {found}, its manifest says {expected}")
+    return manifest
 
 
-# The page of the book ---------------------------------------------------------------------------------------------
+# The page of the book --------------------------------------------------------------------
+
+
+def table(header: list[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table, numbers with thousands separators."""
+    lines = [header, ["---"] * len(header)]
+    for row in rows:
+        lines.append([f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def fill_page(page: str, language: str, output: Path) -> str:
+    """The page with the tables of a language written anew.
+
+    They stand between `<!-- make_data LANGUAGE NAME -->` and `<!-- end -->`, where NAME is
+    packages, steps, files or examples. The examples are drawn with a fixed seed.
+    """
+    manifest = check(language, output)
+    packages = [
+        (f"`{name}`", package["version"], f"`{package['sha256']}`")
+        for name, package in manifest["packages"].items()
+    ]
+    steps = [(step["step"], step["help"], step["interface"]) for step in manifest["steps"]]
+    files = [
+        (f"`{name}`", file["pairs"], f"`{file['sha256_of_text']}`")
+        for name, file in manifest["files"].items()
+    ]
+    pairs = read_pairs(output / f"{language}-en.train.tsv.gz")
+    examples = random.Random(EXAMPLE_SEED).sample(pairs, 10)
+    tables = {
+        "packages": table(["Package", "Version", "SHA-256"], packages),
+        "steps": table(["Step", "Help", "Interface"], steps),
+        "files": table(["File", "Pairs", "SHA-256 of the uncompressed text"], files),
+        "examples": table(["Text", "English", "Origin"], map(as_cells, examples)),
+    }
+
+    def fill(match: re.Match[str]) -> str:
+        return f"{match['start']}\n\n{tables[match['name']]}\n\n{match['end']}"
+
+    marks = (
+        rf"(?P<start><!-- make_data {language} (?P<name>\w+) -->).*?(?P<end><!-- end -->)"
+    )
+    return re.sub(marks, fill, page, flags=re.DOTALL)
+
+
+def as_cells(pair: Pair) -> tuple[str, str, str]:
+    """A pair for a table."""
+    return pair.text, pair.english, f"`{pair.origin}`".replace("|", "\\|")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--language", default="de", help="as in the name of the package libreoffice-help-LANGUAGE")
-    parser.add_argument("--packages", type=Path, default=Path("packages"), help="folder of the .deb files")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write into")
-    parser.add_argument("--check", action="store_true", help="only compare the files in OUTPUT with their manifest")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--language", default="de", help="as in libreoffice-help-LANGUAGE")
+    parser.add_argument("--packages", type=Path, help="folder of the .deb files")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the pairs")
+    parser.add_argument("--page", type=Path, help="page whose tables to write as well")
     options = parser.parse_args(arguments)
-    if not options.check:
+    if options.packages:
         make(options.language, options.packages, options.output)
     check(options.language, options.output)
+    if options.page:
+        page = fill_page(options.page.read_text(), options.language, options.output)
+        options.page.write_text(page)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ ALONE = {
 TIME_LINE = re.compile(r"^- \*\*Time:\*\* .*$", re.MULTILINE)
 
 SETUP = """\
-# Setup, the same in every chapter. It installs the book's package where that is missing, on Colab for instance.
+# Setup, the same in every chapter: installs the package where it is missing (Colab).
 import importlib.util
 
 if importlib.util.find_spec("transformer_lib") is None:
@@ -122,6 +122,10 @@ def stamp(notebook: NotebookNode, url: str) -> None:
     """Write the setup cell, the run time, and the folding of hidden cells into a chapter."""
     for cell in tagged(notebook, "setup"):
         cell.source = SETUP.format(url=url)
+        cell.metadata["tags"] = [
+            "setup",
+            "hide-input",
+        ]  # twenty lines that a reader need not see each time
     seconds = notebook.metadata.get("book", {}).get("seconds")
     if seconds is not None:
         first = notebook.cells[0]
@@ -148,11 +152,16 @@ def stamp_all(paths: list[Path], check: bool) -> int:
     return 1 if stale and check else 0
 
 
-def run(path: Path, output: Path, python: Path, parameters: dict[str, int], threads: int) -> float:
+def run(
+    path: Path, output: Path, python: Path, parameters: dict[str, int], threads: int
+) -> float:
     """Run a chapter with papermill in an empty folder; returns the seconds it took, raises what it raises."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": str(threads), "PYTHONDONTWRITEBYTECODE": "1"}
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as no_kernels:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory() as no_kernels,
+    ):
         environment["JUPYTER_DATA_DIR"] = (
             no_kernels  # no kernel of the user's may take the place of python's own
         )
@@ -171,7 +180,9 @@ def run(path: Path, output: Path, python: Path, parameters: dict[str, int], thre
         for name, value in parameters.items():
             command += ["-p", name, str(value)]
         start = time.perf_counter()
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True
+        )
         seconds = time.perf_counter() - start
         if done.returncode:
             raise RuntimeError(
@@ -191,7 +202,9 @@ def execute(paths: list[Path]) -> int:
             output = Path(folder) / path.name
             seconds = run(path, output, Path(sys.executable), {}, threads=2)
             notebook = nbformat.read(output, as_version=4)
-        notebook.metadata.pop("papermill", None)  # times and paths: another diff at every run
+        notebook.metadata.pop(
+            "papermill", None
+        )  # times and paths: another diff at every run
         for cell in notebook.cells:
             for key in ("papermill", "execution"):
                 cell.metadata.pop(key, None)
@@ -213,12 +226,23 @@ def installed_wheel() -> Path:
     PROOF.mkdir(parents=True)
     here = [sys.executable, "-m"]
     quiet = {"check": True, "capture_output": True, "cwd": ROOT}
-    subprocess.run([*here, "build", "--wheel", "--no-isolation", "--outdir", str(PROOF)], **quiet)
+    subprocess.run(
+        [*here, "build", "--wheel", "--no-isolation", "--outdir", str(PROOF)], **quiet
+    )
     subprocess.run([*here, "venv", "--without-pip", str(PROOF / "venv")], **quiet)
     python = PROOF / "venv" / "bin" / "python"
     wheel = next(PROOF.glob("*.whl"))
     subprocess.run(
-        [*here, "pip", "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)],
+        [
+            *here,
+            "pip",
+            "--python",
+            str(python),
+            "install",
+            "--no-deps",
+            "--no-index",
+            str(wheel),
+        ],
         **quiet,
     )
     site = next((PROOF / "venv" / "lib").glob("python3*/site-packages"))
@@ -231,7 +255,9 @@ def installed_wheel() -> Path:
 def site_packages(python: Path) -> str:
     """Where a Python keeps its packages."""
     command = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 PROBE = """import importlib.util, socket, sys
@@ -253,7 +279,8 @@ def probe(python: Path) -> None:
     path = PROOF / "00-probe.ipynb"
     cells = [nbformat.v4.new_code_cell(PROBE)]
     nbformat.write(
-        nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3"}}), path
+        nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3"}}),
+        path,
     )
     run(path, PROOF / "probe-output.ipynb", python, {}, threads=1)
 
@@ -267,10 +294,14 @@ def prove(paths: list[Path], seed: int) -> int:
     def prove_one(path: Path) -> None:
         try:
             threads = 2 if number(path) in ALONE else 1
-            seconds = run(path, PROOF / path.name, python, {"SEED": seed + number(path)}, threads)
+            seconds = run(
+                path, PROOF / path.name, python, {"SEED": seed + number(path)}, threads
+            )
             verdict = f"{seconds:5.0f} s of {budget(path)}"
             if seconds > budget(path):
-                failures.append(f"{path.name} took {seconds:.0f} s, more than its {budget(path)} s")
+                failures.append(
+                    f"{path.name} took {seconds:.0f} s, more than its {budget(path)} s"
+                )
             print(f"{path.name:45s} {verdict}", flush=True)
         except RuntimeError as error:
             failures.append(str(error))
@@ -292,9 +323,13 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("action", choices=["stamp", "execute", "prove"])
-    parser.add_argument("numbers", nargs="*", help="two-digit numbers of the chapters, all if none")
     parser.add_argument(
-        "--check", action="store_true", help="stamp: write nothing, fail if anything is stale"
+        "numbers", nargs="*", help="two-digit numbers of the chapters, all if none"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="stamp: write nothing, fail if anything is stale",
     )
     parser.add_argument(
         "--seed", type=int, default=1000, help="prove: chapter NN runs with this seed + NN"

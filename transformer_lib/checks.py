@@ -9,7 +9,11 @@ from torch import Tensor
 __all__ = ["diagnostic", "expect_tensor"]
 
 
-def diagnostic(label: str) -> Callable[[Callable[[Callable[..., Any]], None]], Callable[[Callable[..., Any]], None]]:
+# The check of an exercise: it takes the reader's attempt and raises AssertionError if that is wrong.
+_Check = Callable[[Callable[..., Any]], None]
+
+
+def diagnostic(label: str) -> Callable[[_Check], _Check]:
     """Turn a function of asserts into the check of an exercise.
 
     `check(attempt)` then prints one line if the exercise is still open (its stub raises NotImplementedError) or if
@@ -17,7 +21,7 @@ def diagnostic(label: str) -> Callable[[Callable[[Callable[..., Any]], None]], C
     raised, or returned nothing, followed by the error that came of it.
     """
 
-    def decorate(check: Callable[[Callable[..., Any]], None]) -> Callable[[Callable[..., Any]], None]:
+    def decorate(check: _Check) -> _Check:
         @functools.wraps(check)
         def run(attempt: Callable[..., Any]) -> None:
             name = getattr(attempt, "__name__", type(attempt).__name__)

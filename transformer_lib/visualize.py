@@ -30,10 +30,18 @@ PALETTE = {
 
 
 def use_book_style() -> None:
-    """Give matplotlib the book's look: legible on a phone, safe for the color-blind, the same in every chapter."""
+    """Give matplotlib the book's look: legible on a phone, safe for the color-blind."""
     cycle = [
         PALETTE[role]
-        for role in ("query", "attention", "value", "key", "residual", "feed_forward", "output")
+        for role in (
+            "query",
+            "attention",
+            "value",
+            "key",
+            "residual",
+            "feed_forward",
+            "output",
+        )
     ]
     plt.rcParams.update(
         {
@@ -69,8 +77,12 @@ class Diagram:
     caption: str = ""
 
     def _repr_html_(self) -> str:
-        caption = f"<figcaption>{escape(self.caption)}</figcaption>" if self.caption else ""
-        return f'<figure class="tpp-diagram" style="margin: 1em 0; text-align: center">{self.svg}{caption}</figure>'
+        caption = f'<figcaption style="color: inherit">{escape(self.caption)}</figcaption>'
+        inside = self.svg + (caption if self.caption else "")
+        return (
+            '<figure class="tpp-diagram" style="margin: 1em 0; text-align: center">'
+            f"{inside}</figure>"
+        )
 
     def __repr__(self) -> str:
         return f"Diagram({self.name!r})"
@@ -109,23 +121,41 @@ _BUILT_IN = {
         "decoder-feed-forward",
         "output-linear",
     ),
-    9: ("encoder-norm-1", "encoder-norm-2", "decoder-norm-1", "decoder-norm-2", "decoder-norm-3"),
+    9: (
+        "encoder-norm-1",
+        "encoder-norm-2",
+        "decoder-norm-1",
+        "decoder-norm-2",
+        "decoder-norm-3",
+    ),
     10: ("encoder-stack",),
     11: ("cross-attention", "decoder-stack"),
     12: ("softmax", "output-probabilities"),
     13: ("source-tokens", "target-tokens"),
 }
 _EMPHASIZED = {
-    12: ("encoder-stack", "decoder-stack", "output-linear", "softmax", "output-probabilities"),
+    12: (
+        "encoder-stack",
+        "decoder-stack",
+        "output-linear",
+        "softmax",
+        "output-probabilities",
+    ),
     14: ("target-tokens", "softmax", "output-probabilities"),
 }
 
 
 def transformer_map(chapter: int) -> Diagram:
-    """Show the Transformer's block diagram with what has been built up to `chapter` filled in."""
+    """Show the Transformer's block diagram with what has been built up to `chapter` filled.
+
+    Raises:
+        ValueError: for a chapter that the book does not have.
+    """
     if not 0 <= chapter <= 26:
         raise ValueError(f"chapter {chapter} does not exist: the book has chapters 0 to 26")
-    filled = [block for built, blocks in _BUILT_IN.items() if built <= chapter for block in blocks]
+    filled = [
+        block for built, blocks in _BUILT_IN.items() if built <= chapter for block in blocks
+    ]
     emphasized = _EMPHASIZED.get(chapter, _BUILT_IN.get(chapter, ()))
     labels = {}
     if chapter == 5:  # the same two blocks as in chapter 6, there with all their heads
@@ -150,7 +180,8 @@ def _draw(
 ) -> Diagram:
     """Read a drawing and set its blocks: filled or outlined, faded, emphasized, relabelled."""
     files = {
-        file.name: file for file in resources.files("transformer_lib").joinpath("static").iterdir()
+        file.name: file
+        for file in resources.files("transformer_lib").joinpath("static").iterdir()
     }
     if f"{name}.svg" not in files:
         names = sorted(file.removesuffix(".svg") for file in files if file.endswith(".svg"))
@@ -165,7 +196,9 @@ def _draw(
     }
     for block in (*(filled or ()), *faded, *emphasized, *labels):
         if block not in blocks:
-            raise ValueError(f"no block {block!r} in {name!r}; there are {', '.join(blocks)}")
+            raise ValueError(
+                f"no block {block!r} in {name!r}; there are {', '.join(blocks)}"
+            )
 
     for block, group in blocks.items():
         if filled is not None and block not in filled:

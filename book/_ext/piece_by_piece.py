@@ -49,14 +49,22 @@ class Chapter:
                 heading = re.match(r"# (.+)", source)
                 if heading and chapter.title == path.stem:
                     chapter.title = heading.group(1).strip()
-                    question = re.search(r"^[-*] \*\*Question:\*\* (.+?)(?=\n[-*] |\n\n|\Z)", source, re.M | re.S)
-                    chapter.question = " ".join(question.group(1).split()) if question else ""
+                    question = re.search(
+                        r"^[-*] \*\*Question:\*\* (.+?)(?=\n[-*] |\n\n|\Z)",
+                        source,
+                        re.M | re.S,
+                    )
+                    chapter.question = (
+                        " ".join(question.group(1).split()) if question else ""
+                    )
                 continue
             chapter.code_cells += cell["cell_type"] == "code"
             chapter.exercises += "exercise" in cell["metadata"].get("tags", [])
             marker = re.match(r"#\| export (\w+)", source)
             if marker:
-                chapter.exports |= {name: marker.group(1) for name in defined_names(ast.parse(source))}
+                chapter.exports |= {
+                    name: marker.group(1) for name in defined_names(ast.parse(source))
+                }
         return chapter
 
 
@@ -73,7 +81,10 @@ def defined_names(tree: ast.Module) -> list[str]:
 
 
 def chapters() -> list[Chapter]:
-    return [Chapter.read(path) for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]-*.ipynb"))]
+    return [
+        Chapter.read(path)
+        for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]-*.ipynb"))
+    ]
 
 
 def contents(to_root: str) -> str:
@@ -81,21 +92,41 @@ def contents(to_root: str) -> str:
     by_file = {f"notebooks/{chapter.path.stem}": chapter for chapter in chapters()}
     out: list[str] = []
     for part in yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))["parts"]:
-        found = [by_file[entry["file"]] for entry in part["chapters"] if entry["file"] in by_file]
+        found = [
+            by_file[entry["file"]] for entry in part["chapters"] if entry["file"] in by_file
+        ]
         if found and re.match("[IVX]+[.] ", part["caption"]):
             out.append(f"### {part['caption']}")
-            out.append("\n".join(f"- [{c.title}]({to_root}notebooks/{c.path.name})  \n  {c.question}" for c in found))
+            out.append(
+                "\n".join(
+                    f"- [{c.title}]({to_root}notebooks/{c.path.name})  \n  {c.question}"
+                    for c in found
+                )
+            )
     return "\n\n".join(out)
 
 
 def chapter_table(to_root: str) -> str:
     """One row a chapter: title, what it adds to the package, measured run time, exercises and size."""
-    rows = ["| Chapter | Adds to `transformer_lib` | Run time | Exercises | Size |", "|---|---|---:|---:|---:|"]
+    rows = [
+        "| Chapter | Adds to `transformer_lib` | Run time | Exercises | Size |",
+        "|---|---|---:|---:|---:|",
+    ]
     for chapter in chapters():
-        modules = ", ".join(f"`{module}`" for module in dict.fromkeys(chapter.exports.values()) if module != "checks")
-        seconds = "not measured" if chapter.seconds is None else f"{max(1, round(chapter.seconds))} s"
+        modules = ", ".join(
+            f"`{module}`"
+            for module in dict.fromkeys(chapter.exports.values())
+            if module != "checks"
+        )
+        seconds = (
+            "not measured"
+            if chapter.seconds is None
+            else f"{max(1, round(chapter.seconds))} s"
+        )
         link = f"[{chapter.title}]({to_root}notebooks/{chapter.path.name})"
-        rows.append(f"| {link} | {modules or '–'} | {seconds} | {chapter.exercises} | {chapter.kilobytes:.0f} kB |")
+        rows.append(
+            f"| {link} | {modules or '–'} | {seconds} | {chapter.exercises} | {chapter.kilobytes:.0f} kB |"
+        )
     return "\n".join(rows)
 
 
@@ -105,12 +136,17 @@ def chapter_table(to_root: str) -> str:
 def escape(text: str) -> str:
     """A docstring's prose as Markdown: only code in backticks keeps a meaning."""
     parts = re.split(r"(`+[^`]+`+)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([*_<>\[\]$|\\^{}])", r"\\\1", part) for part in parts)
+    return "".join(
+        part if part.startswith("`") else re.sub(r"([*_<>\[\]$|\\^{}])", r"\\\1", part)
+        for part in parts
+    )
 
 
 def sections(docstring: str) -> list[tuple[str, str]]:
     """Split a docstring into ("", prose) and ("Args", body), ("Returns", body), ..."""
-    parts = re.split(r"^(Args|Attributes|Returns|Yields|Raises|Example):[ ]*$", docstring, flags=re.M)
+    parts = re.split(
+        r"^(Args|Attributes|Returns|Yields|Raises|Example):[ ]*$", docstring, flags=re.M
+    )
     return [("", parts[0]), *zip(parts[1::2], parts[2::2], strict=True)]
 
 
@@ -119,7 +155,9 @@ def docstring_to_markdown(docstring: str) -> str:
     out: list[str] = []
     for name, body in sections(docstring):
         lines = body.strip("\n").splitlines()
-        indent = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
+        indent = min(
+            (len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0
+        )
         lines = [line[indent:].rstrip() for line in lines]
         if not any(lines):
             continue
@@ -127,7 +165,10 @@ def docstring_to_markdown(docstring: str) -> str:
             out.append("```python\n" + "\n".join(lines) + "\n```")
             continue
         if not name:
-            out += [escape(" ".join(block.split())) for block in re.split(r"\n\s*\n", "\n".join(lines))]
+            out += [
+                escape(" ".join(block.split()))
+                for block in re.split(r"\n\s*\n", "\n".join(lines))
+            ]
             continue
         entries: list[str] = []
         for line in filter(None, lines):
@@ -139,11 +180,21 @@ def docstring_to_markdown(docstring: str) -> str:
                 entries.append(line)
         items = []
         for entry in entries:
-            named = re.match(r"([\w*, ]+?): (.*)", entry) if name not in ("Returns", "Yields") else None
-            items.append(f"- `{named.group(1)}`: {escape(named.group(2))}" if named else f"- {escape(entry)}")
+            named = (
+                re.match(r"([\w*, ]+?): (.*)", entry)
+                if name not in ("Returns", "Yields")
+                else None
+            )
+            items.append(
+                f"- `{named.group(1)}`: {escape(named.group(2))}"
+                if named
+                else f"- {escape(entry)}"
+            )
         label = "**Arguments**" if name == "Args" else f"**{name}**"
         out.append(
-            f"{label} {items[0][2:]}" if name == "Returns" and len(items) == 1 else f"{label}\n\n" + "\n".join(items)
+            f"{label} {items[0][2:]}"
+            if name == "Returns" and len(items) == 1
+            else f"{label}\n\n" + "\n".join(items)
         )
     return "\n\n".join(out)
 
@@ -151,17 +202,27 @@ def docstring_to_markdown(docstring: str) -> str:
 def wrap_signature(head: str, arguments: list[str], tail: str) -> str:
     """One line if it fits a phone held sideways, else one argument a line."""
     line = f"{head}({', '.join(arguments)}){tail}"
-    return line if len(line) <= 76 else f"{head}(\n    " + ",\n    ".join(arguments) + f",\n){tail}"
+    return (
+        line
+        if len(line) <= 76
+        else f"{head}(\n    " + ",\n    ".join(arguments) + f",\n){tail}"
+    )
 
 
 def argument_list(arguments: ast.arguments, *, skip_self: bool) -> list[str]:
     """The arguments as written, one string each."""
     positional = [*arguments.posonlyargs, *arguments.args]
-    defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
+    defaults = [None] * (len(positional) - len(arguments.defaults)) + list(
+        arguments.defaults
+    )
     out: list[str] = []
 
     def one(argument: ast.arg, default: ast.expr | None, prefix: str = "") -> str:
-        text = prefix + argument.arg + (f": {ast.unparse(argument.annotation)}" if argument.annotation else "")
+        text = (
+            prefix
+            + argument.arg
+            + (f": {ast.unparse(argument.annotation)}" if argument.annotation else "")
+        )
         equals = " = " if argument.annotation else "="
         return text if default is None else text + equals + ast.unparse(default)
 
@@ -173,7 +234,9 @@ def argument_list(arguments: ast.arguments, *, skip_self: bool) -> list[str]:
         out.append(one(arguments.vararg, None, "*"))
     elif arguments.kwonlyargs:
         out.append("*")
-    out += [one(a, d) for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+    out += [
+        one(a, d) for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    ]
     if arguments.kwarg:
         out.append(one(arguments.kwarg, None, "**"))
     return out
@@ -187,15 +250,23 @@ def signature(node: ast.stmt, *, method: bool = False) -> str:
     """How a name is called, as the source has it."""
     if isinstance(node, ast.FunctionDef):
         returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-        static = any(ast.unparse(decorator) == "staticmethod" for decorator in node.decorator_list)
-        return wrap_signature(node.name, argument_list(node.args, skip_self=method and not static), returns)
+        static = any(
+            ast.unparse(decorator) == "staticmethod" for decorator in node.decorator_list
+        )
+        return wrap_signature(
+            node.name, argument_list(node.args, skip_self=method and not static), returns
+        )
     if isinstance(node, ast.ClassDef):
         if is_dataclass(node):
-            fields = [ast.unparse(item) for item in node.body if isinstance(item, ast.AnnAssign)]
+            fields = [
+                ast.unparse(item) for item in node.body if isinstance(item, ast.AnnAssign)
+            ]
             return wrap_signature(f"class {node.name}", fields, "")
         for item in node.body:
             if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-                return wrap_signature(f"class {node.name}", argument_list(item.args, skip_self=True), "")
+                return wrap_signature(
+                    f"class {node.name}", argument_list(item.args, skip_self=True), ""
+                )
         return f"class {node.name}"
     text = ast.unparse(node)
     return text if len(text) <= 200 else text[:196] + " ..."
@@ -208,7 +279,11 @@ def public_methods(node: ast.ClassDef) -> list[ast.FunctionDef]:
 
 def api_reference(to_root: str) -> str:
     """The package, module by module, from its source; each name linked to the chapter that builds it."""
-    built_in = {(module, name): chapter for chapter in chapters() for name, module in chapter.exports.items()}
+    built_in = {
+        (module, name): chapter
+        for chapter in chapters()
+        for name, module in chapter.exports.items()
+    }
     out: list[str] = []
     for path in sorted((ROOT / "transformer_lib").glob("*.py")):
         if path.stem.startswith("_"):
@@ -219,16 +294,27 @@ def api_reference(to_root: str) -> str:
             continue
         out.append(f"(api-{path.stem})=\n## `transformer_lib.{path.stem}`")
         for node in tree.body:
-            names = [name for name in defined_names(ast.Module([node], [])) if name in public]
+            names = [
+                name for name in defined_names(ast.Module([node], [])) if name in public
+            ]
             if names:
-                out += describe(node, names[0], path.stem, built_in.get((path.stem, names[0])), to_root)
+                out += describe(
+                    node, names[0], path.stem, built_in.get((path.stem, names[0])), to_root
+                )
     return "\n\n".join(out)
 
 
-def describe(node: ast.stmt, name: str, module: str, chapter: Chapter | None, to_root: str) -> list[str]:
+def describe(
+    node: ast.stmt, name: str, module: str, chapter: Chapter | None, to_root: str
+) -> list[str]:
     """The reference entry of one public name."""
-    kind = "class-" if isinstance(node, ast.ClassDef) else ""  # labels ignore case, and Diagram is not diagram
-    out = [f"(api-{module}-{kind}{name})=\n### {name}", f"```python\n{signature(node)}\n```"]
+    kind = (
+        "class-" if isinstance(node, ast.ClassDef) else ""
+    )  # labels ignore case, and Diagram is not diagram
+    out = [
+        f"(api-{module}-{kind}{name})=\n### {name}",
+        f"```python\n{signature(node)}\n```",
+    ]
     if isinstance(node, ast.ClassDef | ast.FunctionDef):
         out.append(docstring_to_markdown(ast.get_docstring(node) or ""))
     if isinstance(node, ast.ClassDef):
@@ -248,8 +334,15 @@ def describe(node: ast.stmt, name: str, module: str, chapter: Chapter | None, to
 def inline_diagram(name: str) -> str:
     """An SVG of the package as part of the page, so that it takes the page's colors and its text stays text."""
     path = ROOT / "transformer_lib" / "static" / f"{name}.svg"
-    svg = re.sub(r"<\?xml.*?\?>|<!--.*?-->|<!DOCTYPE.*?>", "", path.read_text(encoding="utf-8"), flags=re.S)
-    lines = [line for line in svg.splitlines() if line.strip()]  # a blank line would end the block of HTML
+    svg = re.sub(
+        r"<\?xml.*?\?>|<!--.*?-->|<!DOCTYPE.*?>",
+        "",
+        path.read_text(encoding="utf-8"),
+        flags=re.S,
+    )
+    lines = [
+        line for line in svg.splitlines() if line.strip()
+    ]  # a blank line would end the block of HTML
     return '<div class="tpp-diagram">\n' + "\n".join(lines) + "\n</div>"
 
 
@@ -264,27 +357,41 @@ def fill_markers(app, docname: str, source: list[str]) -> None:
     def generated(match: re.Match[str]) -> str:
         kind, argument = match.groups()
         if kind == "diagram":
-            app.env.note_dependency(str(ROOT / "transformer_lib" / "static" / f"{argument}.svg"))
+            app.env.note_dependency(
+                str(ROOT / "transformer_lib" / "static" / f"{argument}.svg")
+            )
             return inline_diagram(argument)
-        for path in [*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "transformer_lib").glob("*.py")]:
+        for path in [
+            *(ROOT / "notebooks").glob("*.ipynb"),
+            *(ROOT / "transformer_lib").glob("*.py"),
+        ]:
             app.env.note_dependency(str(path))
-        return {"contents": contents, "chapter-table": chapter_table, "api": api_reference}[kind](
-            "../" * docname.count("/")
-        )
+        return {"contents": contents, "chapter-table": chapter_table, "api": api_reference}[
+            kind
+        ]("../" * docname.count("/"))
 
     source[0] = MARKER.sub(generated, source[0])
 
 
 def add_static_files(app, config) -> None:
     """Our own styles on every page; MathJax in a folder of its own, else Jupyter Book would load it twice."""
-    config.html_static_path += [str(ROOT / "book" / "_static"), str(ROOT / "book" / "mathjax")]
+    config.html_static_path += [
+        str(ROOT / "book" / "_static"),
+        str(ROOT / "book" / "mathjax"),
+    ]
 
 
 def drop_thebe(app) -> None:
     """Remove sphinx-thebe's listeners and style sheet."""
     for listeners in app.events.listeners.values():
-        listeners[:] = [item for item in listeners if not item.handler.__module__.startswith("sphinx_thebe")]
-    app.registry.css_files[:] = [item for item in app.registry.css_files if "thebe" not in item[0]]
+        listeners[:] = [
+            item
+            for item in listeners
+            if not item.handler.__module__.startswith("sphinx_thebe")
+        ]
+    app.registry.css_files[:] = [
+        item for item in app.registry.css_files if "thebe" not in item[0]
+    ]
 
 
 def setup(app) -> dict[str, bool | str]:

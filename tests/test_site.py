@@ -1,0 +1,475 @@
+"""The built book as its readers meet it: pages, links, resources, and every page in a real browser.
+
+It looks at `_build/html`, or at the folder that the environment variable BOOK_HTML names. The tests marked `browser`
+need Chromium and playwright; without them they are skipped, but under CI (environment variable CI) they fail.
+"""
+
+import functools
+import http.server
+import importlib.util
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import unquote, urldefrag, urlsplit
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+HTML = Path(os.environ.get("BOOK_HTML", ROOT / "_build" / "html")).resolve()
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+PAGES = [
+    TOC["root"],
+    *(entry["file"] for part in TOC["parts"] for entry in part["chapters"]),
+]
+CHAPTERS = [page for page in PAGES if page.startswith("notebooks/")]
+MADE_BY_SPHINX = ["genindex", "search"]
+# Loaded by the browser, in contrast to <a href>, which waits for a click.
+LOADING = {
+    "script": "src",
+    "img": "src",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "embed": "src",
+    "object": "data",
+}
+LINK_ONLY = {"canonical", "next", "prev", "index", "search", "author", "license"}
+
+
+def test_setup_lists_only_pages_that_exist() -> None:
+    missing = [
+        page
+        for page in PAGES
+        if not any(
+            (ROOT / page).with_suffix(suffix).exists() for suffix in (".md", ".ipynb")
+        )
+    ]
+    assert not missing, f"_toc.yml lists pages without a source: {missing}"
+    listed = {Path(page).name for page in PAGES}
+    unlisted = [
+        path.name
+        for path in (ROOT / "notebooks").glob("*.ipynb")
+        if path.stem not in listed
+    ]
+    assert not unlisted, f"notebooks that _toc.yml does not list: {unlisted}"
+
+
+# ------------------------------------------------------------------------------------------- the built files
+
+
+class Page(HTMLParser):
+    """Ids, links and loaded resources of one page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.ids: set[str] = set()
+        self.links: list[str] = []
+        self.loaded: list[str] = []
+        self.classes: set[str] = set()
+        self.alt_missing: list[str] = []
+        self.text = path.read_text(encoding="utf-8")
+        self.feed(self.text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.ids |= {values[name] for name in ("id", "name") if name in values}
+        self.classes |= set(values.get("class", "").split())
+        if tag == "a" and "href" in values:
+            self.links.append(values["href"])
+        elif (
+            tag == "link"
+            and values.get("href")
+            and not set(values.get("rel", "").split()) & LINK_ONLY
+        ):
+            self.loaded.append(values["href"])
+        elif values.get(LOADING.get(tag, "")):
+            self.loaded.append(values[LOADING[tag]])
+        if tag == "img" and "alt" not in values:
+            self.alt_missing.append(values.get("src", ""))
+
+
+@functools.cache
+def read_page(path: Path) -> Page:
+    return Page(path)
+
+
+@pytest.fixture(scope="session")
+def site() -> Path:
+    if not (HTML / "index.html").is_file():
+        pytest.fail(
+            f"the book is not built: no {HTML / 'index.html'}; run `make book`, or set BOOK_HTML"
+        )
+    return HTML
+
+
+def built_pages() -> list[Path]:
+    return [
+        path
+        for path in sorted(HTML.rglob("*.html"))
+        if "_static" not in path.relative_to(HTML).parts
+    ]
+
+
+def is_external(url: str) -> bool:
+    return bool(urlsplit(url).netloc) or urlsplit(url).scheme in ("http", "https")
+
+
+def test_every_page_of_the_contents_is_built_and_no_other(site: Path) -> None:
+    built = {path.relative_to(site).with_suffix("").as_posix() for path in built_pages()}
+    assert built == {*PAGES, *MADE_BY_SPHINX}
+
+
+def test_the_root_is_a_page_and_not_a_redirect(site: Path) -> None:
+    assert (
+        'http-equiv="refresh"'
+        not in (site / "index.html").read_text(encoding="utf-8").lower()
+    )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_shows_no_error(site: Path, page: str) -> None:
+    found = read_page(site / f"{page}.html")
+    bad = found.classes & {"traceback", "stderr", "system-message", "problematic"}
+    assert not bad, f"{page} shows output of class {bad}"
+    assert "<!-- generated:" not in found.text, (
+        f"{page} holds a marker that the extension did not fill"
+    )
+    assert "application/vnd.jupyter.widget" not in found.text, (
+        f"{page} stores widget state, which loads from elsewhere"
+    )
+
+
+@pytest.mark.parametrize("page", [*PAGES, *MADE_BY_SPHINX])
+def test_links_anchors_and_images_resolve(site: Path, page: str) -> None:
+    found = read_page(site / f"{page}.html")
+    broken = []
+    for url in [*found.links, *found.loaded]:
+        if is_external(url) or urlsplit(url).scheme in ("mailto", "data", "javascript"):
+            continue
+        target, fragment = urldefrag(url)
+        path = (
+            (found.path.parent / unquote(urlsplit(target).path)).resolve()
+            if urlsplit(target).path
+            else found.path
+        )
+        path = path / "index.html" if path.is_dir() else path
+        if not path.is_file():
+            broken.append(url)
+        elif (
+            fragment
+            and path.suffix == ".html"
+            and unquote(fragment) not in read_page(path).ids
+        ):
+            broken.append(url)
+    assert not broken, f"{page} links to what is not there: {broken}"
+    assert not found.alt_missing, (
+        f"{page} has images without an alt attribute: {found.alt_missing}"
+    )
+
+
+@pytest.mark.parametrize("page", [*PAGES, *MADE_BY_SPHINX])
+def test_a_page_loads_nothing_from_another_host(site: Path, page: str) -> None:
+    outside = [url for url in read_page(site / f"{page}.html").loaded if is_external(url)]
+    assert not outside, f"{page} loads {outside}"
+
+
+def test_style_sheets_load_nothing_from_another_host(site: Path) -> None:
+    outside = {}
+    for path in (site / "_static").rglob("*.css"):
+        urls = re.findall(
+            r"(?:url\(|@import)\s*['\"]?((?:https?:)?//[^'\")\s]+)",
+            path.read_text(encoding="utf-8"),
+        )
+        if urls:
+            outside[path.name] = urls
+    assert not outside, f"style sheets load from elsewhere: {outside}"
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_launch_buttons_open_this_chapter(site: Path, page: str) -> None:
+    repository, branch = CONFIG["repository"]["url"], CONFIG["repository"]["branch"]
+    account_and_name = urlsplit(repository).path.strip("/")
+    source = f"{page}.ipynb"
+    assert (ROOT / source).is_file(), f"{source} does not exist"
+    links = read_page(site / f"{page}.html").links
+    colab = f"https://colab.research.google.com/github/{account_and_name}/blob/{branch}/{source}"
+    binder = (
+        f"https://mybinder.org/v2/gh/{account_and_name}/{branch}?urlpath=lab/tree/{source}"
+    )
+    assert colab in links, (
+        f"no launch button for {colab}: {[link for link in links if 'colab' in link]}"
+    )
+    assert binder in links, (
+        f"no launch button for {binder}: {[link for link in links if 'binder' in link]}"
+    )
+
+
+def test_mathjax_comes_from_the_site_once_with_its_license(site: Path) -> None:
+    for page in PAGES:
+        scripts = [
+            url
+            for url in read_page(site / f"{page}.html").loaded
+            if "mathjax" in url.lower() or "mml-chtml" in url
+        ]
+        assert len(scripts) <= 1, f"{page} loads MathJax {len(scripts)} times: {scripts}"
+    assert (site / "_static/es5/LICENSE").is_file()
+    assert list((site / "_static/es5/output/chtml/fonts/woff-v2").glob("*.woff"))
+
+
+# ------------------------------------------------------------------------------------- the generated passages
+
+
+@pytest.fixture(scope="module")
+def extension() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "piece_by_piece", ROOT / "book/_ext/piece_by_piece.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_holds_every_public_name_and_its_chapter(
+    site: Path, extension: ModuleType
+) -> None:
+    import ast
+
+    found = read_page(site / "book/api.html")
+    built_in = {
+        (module, name)
+        for chapter in extension.chapters()
+        for name, module in chapter.exports.items()
+    }
+    for path in sorted((ROOT / "transformer_lib").glob("[!_]*.py")):
+        for name in extension.defined_names(ast.parse(path.read_text(encoding="utf-8"))):
+            ids = {
+                f"api-{path.stem}-{kind}{name}".lower().replace("_", "-")
+                for kind in ("", "class-")
+            }
+            assert {each.lower().replace("_", "-") for each in found.ids} & ids, (
+                f"{path.stem}.{name} is not in the reference"
+            )
+            assert (path.stem, name) in built_in, f"no chapter exports {path.stem}.{name}"
+
+
+def test_run_times_come_from_the_notebooks(site: Path) -> None:
+    text = re.sub(r"<[^>]+>", " ", read_page(site / "book/how-to-use.html").text)
+    assert "not measured" not in text, "a chapter has no run time: run `make execute`"
+    for page in CHAPTERS:
+        metadata = json.loads((ROOT / f"{page}.ipynb").read_text(encoding="utf-8"))[
+            "metadata"
+        ]
+        seconds = max(1, round(metadata["book"]["seconds"]))
+        assert re.search(rf"\b{seconds} s\b", text), (
+            f"{page}'s {seconds} s are not in the table"
+        )
+
+
+def test_docstrings_become_markdown(extension: ModuleType) -> None:
+    markdown = extension.docstring_to_markdown(
+        "A line with a *star* and d_k.\n\nArgs:\n    key, value: shape (batch, keys),\n        on two lines.\n\n"
+        "Returns:\n    Output (batch, d).\n\nRaises:\n    ValueError: if `x` is < 1."
+    )
+    assert markdown.splitlines()[0] == r"A line with a \*star\* and d\_k."
+    assert "**Arguments**\n\n- `key, value`: shape (batch, keys), on two lines." in markdown
+    assert "**Returns** Output (batch, d)." in markdown
+    assert r"- `ValueError`: if `x` is \< 1." in markdown
+
+
+@pytest.mark.parametrize("page", ["index.md", "book/how-to-use.md"])
+def test_code_on_the_pages_runs(page: str) -> None:
+    blocks = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S
+    )
+    assert blocks, f"{page} shows no code"
+    for block in blocks:
+        exec(compile(block, page, "exec"), {})
+
+
+def test_parameters_counted_on_the_paper_page() -> None:
+    import torch
+
+    from transformer_lib import DecoderLayer, EncoderLayer
+
+    with torch.device("meta"):
+        layers = [EncoderLayer(512, 8, 2048), DecoderLayer(512, 8, 2048)]
+    encoder, decoder = (
+        6 * sum(parameter.numel() for parameter in layer.parameters()) for layer in layers
+    )
+    text = (ROOT / "book/paper-and-us.md").read_text(encoding="utf-8")
+    for count in (37_000 * 512, encoder, decoder, 37_000 * 512 + encoder + decoder):
+        assert f"| {count:,} |" in text, f"the page does not say {count:,}"
+
+
+# ------------------------------------------------------------------------------------------------ the browser
+
+
+def missing_browser() -> str:
+    """Why no page can be opened, or nothing."""
+    if not (os.environ.get("CHROMIUM") or shutil.which("chromium")):
+        return "chromium is not installed (set CHROMIUM to its path)"
+    for module in ("playwright", "axe_playwright_python"):
+        if importlib.util.find_spec(module) is None:
+            return f"{module} is not installed"
+    return ""
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def address(site: Path) -> Iterator[str]:
+    handler = functools.partial(QuietHandler, directory=str(site))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    reason = missing_browser()
+    if reason and os.environ.get("CI"):
+        pytest.fail(f"CI must open the pages: {reason}")
+    if reason:
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=os.environ.get("CHROMIUM") or shutil.which("chromium"),
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield browser
+        browser.close()
+
+
+# A page of code has thousands of colored words and formulas that take axe minutes: one visible word of each color is
+# enough, and MathJax's own elements carry the formula in a hidden copy for screen readers, which axe does not know.
+THIN_OUT = """() => {
+    document.querySelectorAll("mjx-container").forEach(formula => formula.replaceWith("x"));
+    const seen = new Set();
+    for (const word of document.querySelectorAll(".highlight pre span[class]"))
+        if (seen.has(word.className) || !word.checkVisibility()) word.replaceWith(word.textContent);
+        else seen.add(word.className);
+}"""
+SET_THEME = """theme => {
+    document.documentElement.dataset.theme = theme;
+    document.documentElement.dataset.mode = theme;
+}"""
+
+
+def accessibility_faults(page: Any, rules: list[str] | None = None) -> list[str]:
+    """Rules of axe-core that the page breaks, each with the first element that breaks it."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    options: dict[str, Any] = {"resultTypes": ["violations"], "preload": False}
+    if rules:
+        options["runOnly"] = rules
+    response = Axe().run(page, options=options).response
+    return [
+        f"{rule['id']}: {rule['nodes'][0]['html'][:200]}" for rule in response["violations"]
+    ]
+
+
+TOO_WIDE = """() => document.documentElement.scrollWidth <= document.documentElement.clientWidth ? [] :
+    [...document.querySelectorAll("main *")].filter(e => e.getBoundingClientRect().right > innerWidth + 1)
+    .slice(0, 5).map(e => `${e.tagName}.${e.className}: ${e.textContent.trim().slice(0, 60)}`).concat(["..."])"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", [*PAGES, "search"])
+def test_page_in_a_browser(chromium: Any, address: str, name: str) -> None:
+    """No outside request, no error, math rendered, no sideways scrolling on a phone, accessible in light and dark."""
+    faults: list[str] = []
+    context = chromium.new_context(
+        viewport={"width": 1280, "height": 900},
+        color_scheme="light",
+        reduced_motion="reduce",
+    )
+    page = context.new_page()
+    page.on(
+        "request",
+        lambda r: (
+            r.url.startswith((address, "data:", "blob:"))
+            or faults.append(f"request to {r.url}")
+        ),
+    )
+    page.on(
+        "response", lambda r: r.status < 400 or faults.append(f"status {r.status}: {r.url}")
+    )
+    page.on(
+        "console",
+        lambda message: (
+            message.type != "error" or faults.append(f"console: {message.text}")
+        ),
+    )
+    page.on("pageerror", lambda error: faults.append(f"script error: {error}"))
+    try:
+        page.goto(f"{address}{name}.html", wait_until="load")
+        page.evaluate("window.MathJax?.startup?.promise")
+        if page.locator(".math").count():
+            assert page.locator("mjx-container").count(), (
+                f"{name}: there is math, and MathJax did not render it"
+            )
+        assert not page.locator("mjx-merror").count(), (
+            f"{name}: MathJax could not read {page.locator('mjx-merror').all()}"
+        )
+        page.add_style_tag(
+            content="*, *::before, *::after { transition: none !important; }"
+        )
+        page.set_viewport_size({"width": 390, "height": 844})
+        faults += [f"wider than a phone: {element}" for element in page.evaluate(TOO_WIDE)]
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.evaluate(THIN_OUT)
+        theme = page.evaluate("document.documentElement.dataset.theme")
+        assert theme == "light", f"a light system should get a light page, got {theme}"
+        faults += [f"light, {fault}" for fault in accessibility_faults(page)]
+        page.evaluate(SET_THEME, "dark")
+        faults += [
+            f"dark, {fault}" for fault in accessibility_faults(page, ["color-contrast"])
+        ]
+    finally:
+        context.close()
+    assert not faults, f"{name}:\n" + "\n".join(faults)
+
+
+@pytest.mark.browser
+def test_the_page_follows_the_system_into_the_dark(chromium: Any, address: str) -> None:
+    context = chromium.new_context(color_scheme="dark")
+    try:
+        page = context.new_page()
+        page.goto(f"{address}index.html", wait_until="load")
+        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        red, green, blue = map(int, re.findall(r"\d+", background)[:3])
+        assert max(red, green, blue) < 80, (
+            f"a dark system should get a dark page, got {background}"
+        )
+        diagrams = page.locator(".tpp-diagram")
+        assert diagrams.count(), "the landing page shows the Transformer"
+        red, green, blue = map(
+            int,
+            re.findall(r"\d+", diagrams.first.evaluate("e => getComputedStyle(e).color"))[
+                :3
+            ],
+        )
+        assert min(red, green, blue) > 150, (
+            "a diagram takes the text's color, light on dark"
+        )
+    finally:
+        context.close()
