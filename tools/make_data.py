@@ -328,31 +328,29 @@ def word_beginnings(text: str) -> frozenset[str]:
 
 
 def similarity(first: frozenset[str], second: frozenset[str]) -> float:
-    """Jaccard similarity: of all elements of two sets, the share that both have."""
+    """Jaccard similarity: of all elements of two sets that are not empty, the share in both."""
     shared = len(first & second)
-    return shared / max(1, len(first) + len(second) - shared)
+    return shared / (len(first) + len(second) - shared)
 
 
 class NearDuplicates:
-    """Says whether a pair repeats, in either language, one of the pairs added before, entirely or nearly.
+    """Says whether a pair repeats, in either language, a pair added before, entirely or nearly.
 
-    A side does if the share of common word beginnings is at least NEAR_DUPLICATE for it or for one of its sentences,
-    or if it holds all words of a side added before in a row. So that few texts have to be compared, they are filed
-    under their rarest word beginnings: sets that similar must have one of these in common (prefix filtering).
+    A side does if the share of common word beginnings is at least NEAR_DUPLICATE for it or for
+    one of its sentences, or if it holds all words of a side added before in a row. So that few
+    texts have to be compared, they are filed by the number of their word beginnings and under
+    the rarest of them: sets that similar have one of these in common (prefix filtering).
     """
 
     def __init__(self, corpus: Iterable[Pair]) -> None:
-        self.frequency = Counter(
-            start for pair in corpus for side in pair[:2] for start in word_beginnings(side)
-        )
-        self.similar: defaultdict[str, set[frozenset[str]]] = defaultdict(set)
+        sides = (side for pair in corpus for side in pair[:2])
+        self.frequency = Counter(start for side in sides for start in word_beginnings(side))
+        self.similar: defaultdict[tuple[str, int], set[frozenset[str]]] = defaultdict(set)
         self.contained: defaultdict[str, list[str]] = defaultdict(list)
 
     def _rarest(self, beginnings: frozenset[str]) -> list[str]:
-        """As many of the rarest beginnings as a set that is similar enough cannot do without."""
-        by_rarity = sorted(
-            beginnings, key=lambda beginning: (self.frequency[beginning], beginning)
-        )
+        """As many of the rarest as a set that is similar enough cannot do without."""
+        by_rarity = sorted(beginnings, key=lambda start: (self.frequency[start], start))
         return by_rarity[: len(by_rarity) - math.ceil(NEAR_DUPLICATE * len(by_rarity)) + 1]
 
     def add(self, pair: Pair) -> None:
@@ -360,16 +358,20 @@ class NearDuplicates:
         for side in pair[:2]:
             beginnings = word_beginnings(side)
             rarest = self._rarest(beginnings)
-            for beginning in rarest:
-                self.similar[beginning].add(beginnings)
+            for start in rarest:
+                self.similar[start, len(beginnings)].add(beginnings)
             self.contained[rarest[0]].append(f" {' '.join(words(side))} ")
 
     def _has_similar(self, text: str) -> bool:
         beginnings = word_beginnings(text)
-        candidates = set().union(
-            *(self.similar.get(beginning, ()) for beginning in self._rarest(beginnings))
+        smallest = math.ceil(NEAR_DUPLICATE * len(beginnings))
+        largest = math.floor(len(beginnings) / NEAR_DUPLICATE)
+        return any(
+            similarity(beginnings, other) >= NEAR_DUPLICATE
+            for start in self._rarest(beginnings)
+            for size in range(smallest, largest + 1)
+            for other in self.similar.get((start, size), ())
         )
-        return any(similarity(beginnings, other) >= NEAR_DUPLICATE for other in candidates)
 
     def _holds_another(self, text: str) -> bool:
         row = f" {' '.join(words(text))} "
@@ -425,9 +427,7 @@ def draw_sentences(
     drawn: list[Pair] = []
     while len(drawn) < HELD_OUT:
         room = min(MAX_OF_A_FILE, HELD_OUT - len(drawn))
-        for pair in sorted(by_file[next(files)], key=shuffle_key)[
-            :room
-        ]:
+        for pair in sorted(by_file[next(files)], key=shuffle_key)[:room]:
             if not seen.has(pair):
                 seen.add(pair)
                 drawn.append(pair)

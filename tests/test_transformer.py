@@ -1,0 +1,549 @@
+"""The whole model: its configuration, behavior, size, exchange of weights with torch, and greedy decoding."""
+
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from transformer_lib.checks import (
+    check_parameter_formula,
+    check_sentence_log_probability,
+    check_torch_masks,
+)
+from transformer_lib.decoding import greedy_decode
+from transformer_lib.transformer import (
+    Transformer,
+    TransformerConfig,
+    count_parameters,
+    from_torch,
+    to_torch,
+)
+
+PAD, BOS, EOS = 0, 1, 2
+TINY = TransformerConfig(
+    13, d_model=16, num_heads=2, d_ff=24, num_encoder_layers=2, num_decoder_layers=2
+)
+
+
+@pytest.fixture
+def model() -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(TINY).eval()
+
+
+def rows(*lengths: int, width: int | None = None, seed: int = 0) -> Tensor:
+    """Random tokens (no special ones), each row of its own length, padded on the right."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(
+        3, TINY.vocab_size, (len(lengths), width or max(lengths)), generator=generator
+    )
+    return tokens.masked_fill(
+        torch.arange(tokens.size(1)) >= torch.tensor(lengths)[:, None], PAD
+    )
+
+
+def shaken(config: TransformerConfig) -> Transformer:
+    """A model in which no parameter is 0 or 1, so that none can be mixed up unnoticed."""
+    torch.manual_seed(1)
+    model = Transformer(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.eval()
+
+
+# Configuration
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"vocab_size": 0}, ["vocab_size", "0"]),
+        ({"d_model": 10, "num_heads": 3}, ["10", "3"]),
+        ({"d_model": 9, "num_heads": 3}, ["9", "even"]),
+        ({"d_model": 16.0}, ["d_model", "16.0"]),
+        ({"num_heads": True}, ["num_heads", "True"]),
+        ({"d_ff": -1}, ["d_ff", "-1"]),
+        ({"num_encoder_layers": 0}, ["num_encoder_layers", "0"]),
+        ({"num_decoder_layers": 0}, ["num_decoder_layers", "0"]),
+        ({"dropout": 1.0}, ["dropout", "1.0"]),
+        ({"attention_dropout": -0.1}, ["attention_dropout", "-0.1"]),
+        ({"dropout": float("nan")}, ["dropout", "nan"]),
+        ({"max_length": 0}, ["max_length", "0"]),
+        ({"pad_id": 13}, ["pad_id", "13"]),
+        ({"pad_id": -1}, ["pad_id", "-1"]),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused(
+    change: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        replace(TINY, **change)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_config_is_frozen_and_comparable() -> None:
+    with pytest.raises(FrozenInstanceError):
+        TINY.d_model = 32  # type: ignore[misc]
+    assert replace(TINY, d_ff=24) == TINY != replace(TINY, d_ff=25)
+
+
+def test_the_presets_are_the_papers() -> None:
+    base, big = TransformerConfig.base(), TransformerConfig.big()
+    assert (base.d_model, base.num_heads, base.d_ff, base.dropout) == (512, 8, 2048, 0.1)
+    assert (big.d_model, big.num_heads, big.d_ff, big.dropout) == (1024, 16, 4096, 0.3)
+    assert {
+        base.num_encoder_layers,
+        base.num_decoder_layers,
+        big.num_encoder_layers,
+        big.num_decoder_layers,
+    } == {6}
+    assert base.vocab_size == big.vocab_size == 37_000
+    assert not base.norm_first
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [(TransformerConfig.base(), 63_082_496), (TransformerConfig.big(), 214_245_376)],
+)
+def test_parameter_counts(config: TransformerConfig, count: int) -> None:
+    with torch.device("meta"):
+        model = Transformer(config)
+    assert count_parameters(model) == count
+    assert count_parameters(model) == sum(
+        tensor.numel() for tensor in model.state_dict().values()
+    ), "one shared matrix"
+
+
+def test_frozen_parameters_do_not_count(model: Transformer) -> None:
+    before = count_parameters(model)
+    model.embedding.weight.requires_grad_(False)
+    assert count_parameters(model) == before - TINY.vocab_size * TINY.d_model
+
+
+# Behavior
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_shapes_and_final_norms(norm_first: bool) -> None:
+    model = Transformer(replace(TINY, norm_first=norm_first))
+    assert model(rows(5, 3), rows(4, 2)).shape == (2, 4, TINY.vocab_size)
+    assert (
+        (model.encoder.norm is not None) == (model.decoder.norm is not None) == norm_first
+    )
+    assert Transformer(replace(TINY, final_norm=True)).decoder.norm is not None
+    assert (
+        Transformer(replace(TINY, norm_first=True, final_norm=False)).encoder.norm is None
+    )
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    sources=st.lists(st.integers(1, 7), min_size=1, max_size=4),
+    targets=st.lists(st.integers(1, 7), min_size=4, max_size=4),
+    extra=st.integers(0, 3),
+    norm_first=st.booleans(),
+)
+def test_a_batch_is_its_rows_and_padding_changes_nothing(
+    sources: list[int], targets: list[int], extra: int, norm_first: bool
+) -> None:
+    targets = targets[: len(sources)]
+    model = shaken(replace(TINY, norm_first=norm_first))
+    source, target = (
+        rows(*sources, width=max(sources) + extra),
+        rows(*targets, width=max(targets) + extra, seed=1),
+    )
+    with torch.no_grad():
+        together = model(source, target)
+        for row, (s, t) in enumerate(zip(sources, targets, strict=True)):
+            alone = model(source[row : row + 1, :s], target[row : row + 1, :t])
+            torch.testing.assert_close(together[row, :t], alone[0], atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=15, deadline=None)
+@given(position=st.integers(0, 6), token=st.integers(3, 12))
+def test_the_future_cannot_be_seen(position: int, token: int) -> None:
+    model = shaken(TINY)
+    source, target = rows(5, 4), rows(7, 7, seed=1)
+    changed = target.clone()
+    changed[:, position] = torch.where(
+        target[:, position] == token, 3 + (token - 2) % 10, token
+    )
+    with torch.no_grad():
+        moved = (
+            (model(source, changed) - model(source, target)).abs().amax(dim=-1)
+        )  # (batch, target)
+    assert (moved[:, :position] < 1e-5).all()
+    assert (moved[:, position] > 1e-5).all()
+
+
+def test_the_source_is_heard_by_every_target_position(model: Transformer) -> None:
+    source, target = rows(5), rows(6, seed=1)
+    other = source.clone()
+    other[0, 2] = 3 + (source[0, 2] - 2) % 10
+    with torch.no_grad():
+        moved = (model(source, target) - model(other, target)).abs().amax(dim=-1)
+    assert (moved > 1e-6).all()
+
+
+def test_the_pieces_make_the_whole_and_offset_moves_positions(model: Transformer) -> None:
+    source, target = rows(5, 3), rows(4, 4, seed=1)
+    with torch.no_grad():
+        memory = model.encode(source)
+        torch.testing.assert_close(
+            model.project(model.decode(target, memory, source)), model(source, target)
+        )
+        torch.testing.assert_close(
+            model.embed(target)[:, 2:], model.embed(target[:, 2:], offset=2)
+        )
+
+
+def test_a_source_of_nothing_but_padding_gives_numbers() -> None:
+    model = Transformer(replace(TINY, dropout=0.0))
+    model(
+        torch.tensor([[5, 6], [PAD, PAD]]), torch.tensor([[BOS, 4], [BOS, 4]])
+    ).square().sum().backward()
+    assert all(
+        parameter.grad is not None and parameter.grad.isfinite().all()
+        for parameter in model.parameters()
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "words"),
+    [
+        (torch.full((1, 3), 13), rows(2), ["13", "12"]),
+        (rows(3), torch.full((1, 2), -1), ["-1", "12"]),
+        (rows(3, width=1025), rows(2), ["1024"]),
+        (rows(3), rows(2, width=1025), ["1024"]),
+        (rows(3)[:0], rows(2)[:0], ["empty"]),
+        (rows(3), rows(2)[:, :0], ["target"]),
+        (rows(3).float(), rows(2), ["float32"]),
+        (rows(3), rows(2).float(), ["float32"]),
+        (rows(3)[0], rows(2), ["(3,)"]),
+        (rows(3, 3), rows(2), ["(2, 3)", "(1, 2)"]),
+        (rows(3), rows(2, 2), ["(1, 3)", "(2, 2)"]),
+    ],
+)
+def test_bad_input_is_refused(
+    model: Transformer, source: Tensor, target: Tensor, words: list[str]
+) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        model(source, target)
+    assert any(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_memory_of_another_source_is_refused(model: Transformer) -> None:
+    with pytest.raises(ValueError, match="belong together"):
+        model.decode(rows(2), model.encode(rows(4)), rows(3))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_fresh_model_knows_nothing(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = Transformer(TransformerConfig.small(500)).eval()
+    source, target_in, target_out = torch.randint(3, 500, (3, 16, 10)).unbind()
+    with torch.no_grad():
+        loss = nn.functional.cross_entropy(
+            model(source, target_in).flatten(0, 1), target_out.flatten()
+        ).item()
+    assert 6.2 < loss < 7.2, f"log(500) is 6.2, the loss {loss}"
+
+
+# torch.nn.Transformer
+
+
+def hidden_of_torch(
+    module: nn.Transformer, model: Transformer, source: Tensor, target: Tensor
+) -> Tensor:
+    """The same hidden vectors by torch, whose masks say True where attention is forbidden."""
+    padding, length = source == model.config.pad_id, target.size(1)
+    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    source_vectors, target_vectors = model.embed(source), model.embed(target)
+    if not module.batch_first:
+        source_vectors, target_vectors = (
+            source_vectors.transpose(0, 1),
+            target_vectors.transpose(0, 1),
+        )
+    masks = {
+        "tgt_mask": future,
+        "src_key_padding_mask": padding,
+        "memory_key_padding_mask": padding,
+    }
+    hidden = module(source_vectors, target_vectors, tgt_is_causal=True, **masks)
+    return hidden if module.batch_first else hidden.transpose(0, 1)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("final_norm", [None, False, True])
+def test_to_torch_and_back(norm_first: bool, final_norm: bool | None) -> None:
+    model = shaken(
+        replace(TINY, norm_first=norm_first, final_norm=final_norm, num_decoder_layers=3)
+    )
+    source, target = rows(5, 3), rows(4, 6, seed=1)
+    module = to_torch(model)
+    expected = model.decode(target, model.encode(source), source)
+    torch.testing.assert_close(
+        hidden_of_torch(module, model, source, target), expected, atol=1e-5, rtol=1e-4
+    )
+    back = from_torch(module, model.embedding.weight.detach())
+    assert back.config == replace(
+        model.config, final_norm=norm_first if final_norm is None else final_norm
+    )
+    for (name, before), after in zip(
+        model.state_dict().items(), back.state_dict().values(), strict=True
+    ):
+        assert torch.equal(before, after), name
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_from_torch(norm_first: bool, batch_first: bool) -> None:
+    torch.manual_seed(2)
+    module = nn.Transformer(
+        16, 4, 2, 1, 24, dropout=0.3, batch_first=batch_first, norm_first=norm_first
+    ).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    model = from_torch(module, torch.randn(13, 16), pad_id=PAD, max_length=50).eval()
+    assert (
+        model.config.dropout,
+        model.config.attention_dropout,
+        model.config.final_norm,
+    ) == (0.3, 0.3, True)
+    source, target = rows(5, 3), rows(4, 6, seed=1)
+    expected = hidden_of_torch(module, model, source, target)
+    torch.testing.assert_close(
+        model.decode(target, model.encode(source), source), expected, atol=1e-5, rtol=1e-4
+    )
+
+
+def test_conversion_copies_and_keeps_dtype_and_mode(model: Transformer) -> None:
+    module = to_torch(model.double())
+    assert not module.training
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.float64}
+    before = model.encoder.layers[0].feed_forward.inner.weight.detach().clone()
+    with torch.no_grad():
+        module.encoder.layers[0].linear1.weight.zero_()
+    assert torch.equal(model.encoder.layers[0].feed_forward.inner.weight, before)
+
+
+def test_dropout_goes_where_ours_is() -> None:
+    module = to_torch(Transformer(replace(TINY, dropout=0.25, attention_dropout=0.5)))
+    for layer in (*module.encoder.layers, *module.decoder.layers):
+        assert (
+            layer.dropout1.p,
+            layer.dropout2.p,
+            layer.dropout.p,
+            layer.self_attn.dropout,
+        ) == (0.25, 0.25, 0.0, 0.5)
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_what_cannot_be_carried_over_is_refused() -> None:
+    common = {
+        "d_model": 16,
+        "nhead": 2,
+        "num_encoder_layers": 1,
+        "num_decoder_layers": 1,
+        "dim_feedforward": 8,
+    }
+    common["batch_first"] = True
+    for change, words in (
+        ({"activation": "gelu"}, "gelu"),
+        ({"layer_norm_eps": 1e-6}, "1e-06"),
+        ({"bias": False}, "bias"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            from_torch(nn.Transformer(**common | change), torch.zeros(5, 16))
+    with pytest.raises(ValueError, match="17"):
+        from_torch(nn.Transformer(**common), torch.zeros(5, 17))
+    half = nn.Transformer(**common)
+    half.encoder.norm = None
+    with pytest.raises(ValueError, match="both stacks"):
+        from_torch(half, torch.zeros(5, 16))
+    mixed = nn.Transformer(**common)
+    mixed.decoder.layers[0] = nn.TransformerDecoderLayer(16, 4, 8, batch_first=True)
+    with pytest.raises(ValueError, match="alike"):
+        from_torch(mixed, torch.zeros(5, 16))
+    with pytest.raises(ValueError, match="Identity"):
+        from_torch(
+            nn.Transformer(**common | {"custom_encoder": nn.Identity()}), torch.zeros(5, 16)
+        )
+
+
+# Greedy decoding
+
+
+def test_greedy_decoding_takes_the_likeliest_token_each_time(model: Transformer) -> None:
+    source = rows(5)
+    written: list[int] = []
+    with torch.no_grad():
+        for _ in range(6):
+            token = int(model(source, torch.tensor([[BOS, *written]]))[0, -1].argmax())
+            if token == EOS:
+                break
+            written.append(token)
+    assert greedy_decode(model, source, max_new_tokens=6) == [written]
+
+
+def test_greedy_decoding_of_a_batch_is_that_of_its_rows() -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = Transformer(TINY)
+        source = rows(5, 2, 4, seed=seed)
+        together = greedy_decode(model, source, max_new_tokens=7)
+        assert together == [
+            greedy_decode(model, row[None, row != PAD], max_new_tokens=7)[0]
+            for row in source
+        ]
+        assert model.training, "the mode should come back as it was"
+
+
+def test_greedy_decoding_stops_at_eos_and_leaves_it_out() -> None:
+    class Scripted(Transformer):
+        def project(self, hidden: Tensor) -> Tensor:
+            step.append(len(step))
+            likely = torch.tensor([[5, EOS, 6, 6], [7, 8, EOS, 9]])[
+                :, len(step) - 1
+            ]  # (batch,)
+            return nn.functional.one_hot(likely, TINY.vocab_size).float()
+
+    step: list[int] = []
+    assert greedy_decode(Scripted(TINY), rows(3, 3), max_new_tokens=4) == [[5], [7, 8]]
+    assert len(step) == 3, f"all rows had ended after 3 steps, it took {len(step)}"
+
+
+@pytest.mark.parametrize(
+    ("source", "steps", "words"),
+    [(rows(3)[:0], 3, "empty"), (rows(3), 0, "0"), (rows(3), 1025, "1025")],
+)
+def test_greedy_decoding_refuses_bad_input(
+    model: Transformer, source: Tensor, steps: int, words: str
+) -> None:
+    model.train()
+    with pytest.raises(ValueError, match=words):
+        greedy_decode(model, source, max_new_tokens=steps)
+    assert model.training
+
+
+def test_greedy_decoding_may_use_every_position() -> None:
+    torch.manual_seed(0)
+    model = Transformer(replace(TINY, max_length=6))
+    assert len(greedy_decode(model, rows(5), max_new_tokens=6, eos_id=99)[0]) == 6
+
+
+# The exercises' checks
+
+
+def count(
+    c: TransformerConfig,
+    *,
+    heads: bool = False,
+    twice: bool = False,
+    norms: int = 3,
+    biases: bool = True,
+) -> int:
+    """The right number of parameters, or a popular wrong one."""
+    d = c.d_model
+    attention = 4 * d * d + 4 * d * biases + (c.num_heads if heads else 0)
+    feed_forward = 2 * d * c.d_ff + (c.d_ff + d) * biases
+    final = c.norm_first if c.final_norm is None else c.final_norm
+    encoder = c.num_encoder_layers * (attention + feed_forward + 4 * d)
+    decoder = c.num_decoder_layers * (2 * attention + feed_forward + 2 * norms * d)
+    return c.vocab_size * d * (3 if twice else 1) + encoder + decoder + 4 * d * final
+
+
+def test_check_parameter_formula(capsys: pytest.CaptureFixture[str]) -> None:
+    check_parameter_formula(count)
+    check_parameter_formula(lambda config: count_parameters(Transformer(config)))
+    assert capsys.readouterr().out.count("passed") == 2
+    wrong: list[tuple[Callable[[TransformerConfig], int], str]] = [
+        (lambda c: count(c, twice=True), "shared"),
+        (lambda c: count(c, heads=True), "heads split"),
+        (lambda c: count(c, norms=2), "three norms"),
+        (lambda c: count(c, biases=False), "bias"),
+        (lambda c: count(c) + 1, "constant"),
+        (lambda c: count(replace(c, final_norm=False)), "final norms"),
+        (lambda c: count(replace(c, final_norm=bool(c.final_norm))), "norm_first"),
+    ]
+    for attempt, words in wrong:
+        with pytest.raises(AssertionError, match=words):
+            check_parameter_formula(attempt)
+
+
+def masks(source: Tensor, target: Tensor, pad_id: int) -> dict[str, Tensor]:
+    future = torch.ones(target.size(1), target.size(1), dtype=torch.bool).triu(1)
+    return {
+        "src_key_padding_mask": source == pad_id,
+        "tgt_key_padding_mask": target == pad_id,
+        "memory_key_padding_mask": source == pad_id,
+        "tgt_mask": future,
+    }
+
+
+def test_check_torch_masks() -> None:
+    check_torch_masks(masks)
+    wrong: list[tuple[Callable[[Tensor, Tensor, int], dict[str, Tensor]], str]] = [
+        (
+            lambda s, t, p: {name: ~mask for name, mask in masks(s, t, p).items()},
+            "True for padding",
+        ),
+        (
+            lambda s, t, p: masks(s, t, p) | {"memory_key_padding_mask": t == p},
+            "memory_key_padding_mask",
+        ),
+        (
+            lambda s, t, p: masks(s, t, p) | {"tgt_mask": ~masks(s, t, p)["tgt_mask"]},
+            "see itself",
+        ),
+        (
+            lambda s, t, p: masks(s, t, p) | {"tgt_mask": masks(s, t, p)["tgt_mask"].T},
+            "upside down",
+        ),
+        (lambda s, t, p: masks(s, t, 0), "pad_id"),
+        (
+            lambda s, t, p: {name: mask.float() for name, mask in masks(s, t, p).items()},
+            "boolean",
+        ),
+    ]
+    for attempt, words in wrong:
+        with pytest.raises(AssertionError, match=words):
+            check_torch_masks(attempt)
+
+
+def score(
+    model: Transformer,
+    source: Tensor,
+    sentence: list[int],
+    *,
+    shift: bool = True,
+    end: bool = True,
+) -> Tensor:
+    wanted = [*sentence, EOS] if end else sentence
+    given = [BOS, *wanted[:-1]] if shift else [*wanted]
+    if not wanted:
+        return torch.zeros(())
+    log_probabilities = model(source, torch.tensor([given])).log_softmax(dim=-1)
+    return log_probabilities[0, torch.arange(len(wanted)), torch.tensor(wanted)].sum()
+
+
+def test_check_sentence_log_probability() -> None:
+    check_sentence_log_probability(score)
+    wrong: list[tuple[Callable[[Transformer, Tensor, list[int]], Tensor], str]] = [
+        (lambda m, s, y: score(m, s, y, end=False), "empty sentence"),
+        (lambda m, s, y: score(m, s, y, end=not y), "must also stop"),
+        (lambda m, s, y: score(m, s, y, shift=False), "<bos>|<eos>"),
+        (lambda m, s, y: score(m, s, y) / (len(y) + 1), "mean over the tokens"),
+    ]
+    for attempt, words in wrong:
+        with pytest.raises(AssertionError, match=words):
+            check_sentence_log_probability(attempt)
