@@ -33,6 +33,9 @@ stamp: $(READY)  ## write the setup cell and the run times into the chapters
 execute: sync stamp  ## run all chapters anew and store their outputs (CHAPTERS="05 12" for some)
 	$(BIN)/python tools/notebooks.py execute $(CHAPTERS)
 
+data: $(READY)  ## make the translation pairs anew from Debian's packages
+	$(BIN)/python tools/make_data.py --packages build/packages --output transformer_lib/data --page book/data.md
+
 test: lint types unit notebooks prove book site  ## prove everything (about 20 minutes on 2 cores)
 	@echo "All of it holds."
 

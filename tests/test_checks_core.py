@@ -21,9 +21,7 @@ from transformer_lib.checks import (
 def check_doubled(attempt: Callable[..., Tensor]) -> None:
     """Double a tensor."""
     doubled = expect_tensor(attempt(torch.ones(2)), (2,), "the double")
-    assert torch.equal(doubled, torch.full((2,), 2.0)), (
-        f"the double of 1 is 2, not {doubled}"
-    )
+    assert torch.equal(doubled, torch.full((2,), 2.0)), f"the double of 1 is 2, not {doubled}"
 
 
 @pytest.mark.parametrize("arguments", [(), ("Exercise 99.1",), ("Exercise 99.1: later",)])
@@ -58,9 +56,7 @@ def test_an_answer_of_nothing_is_named(nothing: Any) -> None:
     def my_doubled(x: Tensor) -> Any:
         return nothing
 
-    with pytest.raises(
-        AssertionError, match=rf"Exercise 99.1: my_doubled returned {nothing}"
-    ):
+    with pytest.raises(AssertionError, match=rf"Exercise 99.1: my_doubled returned {nothing}"):
         check_doubled(my_doubled)
 
     @diagnostic("Exercise 99.2")
@@ -93,9 +89,7 @@ def test_an_answer_of_another_kind_is_named() -> None:
     def check_sum(attempt: Callable[..., Any]) -> None:
         assert attempt().sum() == 1, "the sum should be 1"
 
-    with pytest.raises(
-        AssertionError, match="cannot use what <lambda> returned: Attribute"
-    ):
+    with pytest.raises(AssertionError, match="cannot use what <lambda> returned: Attribute"):
         check_sum(lambda: "one")
 
 

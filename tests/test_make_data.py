@@ -91,6 +91,8 @@ def test_interface_texts_lose_context_shortcut_plural_and_product_name(
         "": "Language: de",
         "page|print\x04Print _all": "_Alle drucken",
         "STR_A\x04~File": "~Datei",
+        "STR_J\x04Sounds like (_Japanese)": "Ähnlich (_japanisch)",
+        "STR_K\x04~File": "ファイル(~F)",
         "STR_B\x04About %PRODUCTNAME": "Info zu %PRODUCTNAME",
         "STR_C\x04%1 page\0%1 pages": "%1 Seite\0%1 Seiten",
     }
@@ -99,10 +101,12 @@ def test_interface_texts_lose_context_shortcut_plural_and_product_name(
     assert pairs == [
         Pair("Alle drucken", "Print all", "ui:sw|page|print"),
         Pair("Datei", "File", "ui:sw|STR_A"),
+        Pair("Ähnlich (japanisch)", "Sounds like (Japanese)", "ui:sw|STR_J"),
+        Pair("ファイル", "File", "ui:sw|STR_K"),
         Pair("Info zu LibreOffice", "About LibreOffice", "ui:sw|STR_B"),
         Pair("%1 Seite", "%1 page", "ui:sw|STR_C"),
     ]
-    assert [pair.help_file for pair in pairs] == [None] * 4
+    assert [pair.help_file for pair in pairs] == [None] * len(pairs)
 
 
 def test_another_file_is_not_taken_for_a_catalog() -> None:
@@ -243,9 +247,7 @@ def test_menu_paths_are_capped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # Near-duplicates and splits
 
-SENTENCE = in_help(
-    "Die gelöschte Zelle wird nicht gedruckt.", "A deleted cell is not printed."
-)
+SENTENCE = in_help("Die gelöschte Zelle wird nicht gedruckt.", "A deleted cell is not printed.")
 
 
 @pytest.mark.parametrize(
@@ -274,9 +276,7 @@ def test_near_duplicate_of_either_side_is_found(text: str, english: str) -> None
 def test_a_sentence_of_the_same_kind_is_no_near_duplicate() -> None:
     found = NearDuplicates([SENTENCE])
     found.add(SENTENCE)
-    assert not found.has(
-        in_help("Die Tabelle wird nicht kopiert.", "A table is not copied.")
-    )
+    assert not found.has(in_help("Die Tabelle wird nicht kopiert.", "A table is not copied."))
 
 
 def test_near_duplicates_are_those_of_comparing_all_with_all() -> None:
@@ -300,9 +300,7 @@ def test_near_duplicates_are_those_of_comparing_all_with_all() -> None:
         )
 
     expected = [pair for pair in pairs if is_alike(pair.text) or is_alike(pair.english)]
-    assert len(expected) > len(added), (
-        "no text was like another one, so nothing was compared"
-    )
+    assert len(expected) > len(added), "no text was like another one, so nothing was compared"
     assert [pair for pair in pairs if index.has(pair)] == expected
 
 
@@ -312,8 +310,7 @@ def test_split_by_file(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = []
     for number in range(200):
         a, b, c, d = (
-            f"{chr(97 + (number * k) % 26)}{chr(97 + number // 8)}wort"
-            for k in (1, 3, 5, 7)
+            f"{chr(97 + (number * k) % 26)}{chr(97 + number // 8)}wort" for k in (1, 3, 5, 7)
         )
         pairs.append(
             in_help(
@@ -357,9 +354,7 @@ def test_shipped_files_are_those_of_the_manifest() -> None:
 def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
     for file in DATA.glob("de-en.*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "de-en.test.tsv.gz").write_bytes(
-        (DATA / "de-en.validation.tsv.gz").read_bytes()
-    )
+    (tmp_path / "de-en.test.tsv.gz").write_bytes((DATA / "de-en.validation.tsv.gz").read_bytes())
     with pytest.raises(ValueError, match=r"de-en\.test\.tsv\.gz"):
         make_data.check("de", tmp_path)
 
@@ -383,10 +378,7 @@ def test_shipped_pairs_pass_every_filter_once() -> None:
 
 
 def test_no_help_file_is_in_two_shipped_splits() -> None:
-    files = [
-        {pair.help_file for pair in read(split)}
-        for split in ("train", "validation", "test")
-    ]
+    files = [{pair.help_file for pair in read(split)} for split in ("train", "validation", "test")]
     assert sum(map(len, files)) == len(set.union(*files))
 
 
@@ -401,9 +393,7 @@ def test_shipped_splits_do_not_leak() -> None:
         assert not held_out.has(pair), f"validation repeats test or itself: {pair}"
         held_out.add(pair)
     leaks = [pair for pair in read("train") if held_out.has(pair)]
-    assert not leaks, (
-        f"{len(leaks)} training pairs repeat held-out ones, such as {leaks[:3]}"
-    )
+    assert not leaks, f"{len(leaks)} training pairs repeat held-out ones, such as {leaks[:3]}"
 
 
 def test_shipped_splits_share_no_side() -> None:

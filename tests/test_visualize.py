@@ -76,9 +76,7 @@ def blocks_of(svg: ElementTree.Element) -> list[ElementTree.Element]:
 
 def linear_rgb(color: str) -> np.ndarray:
     channels = np.array(list(bytes.fromhex(color[1:]))) / 255
-    return np.where(
-        channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4
-    )
+    return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
 
 
 def lab(rgb: np.ndarray) -> np.ndarray:
@@ -131,17 +129,13 @@ def test_book_style_is_legible_on_a_phone() -> None:
             assert plt.rcParams[key] / 72 * 360 / width >= 9, f"{key} is too small"
         assert not plt.rcParams["axes.spines.top"]
         assert not plt.rcParams["axes.spines.right"]
-        assert set(plt.rcParams["axes.prop_cycle"].by_key()["color"]) <= set(
-            PALETTE.values()
-        )
+        assert set(plt.rcParams["axes.prop_cycle"].by_key()["color"]) <= set(PALETTE.values())
         assert plt.rcParams["axes.facecolor"] == plt.rcParams["figure.facecolor"] == "white"
 
 
 def test_only_visualize_imports_matplotlib() -> None:
     code = "import sys, transformer_lib; sys.exit('matplotlib' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
-    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 # --- the drawings
@@ -218,11 +212,7 @@ def test_text_is_large_enough_on_a_phone_and_fits(path: Path) -> None:
             assert line.text, f"an empty line in {path.stem}"
             long, x = width_of(line.text, size), float(line.attrib["x"])
             left = {"start": x, "middle": x - long / 2, "end": x - long}[anchor or "start"]
-            box = (
-                parents[text].find(f"{SVG}rect")
-                if parents[text] in blocks_of(svg)
-                else None
-            )
+            box = parents[text].find(f"{SVG}rect") if parents[text] in blocks_of(svg) else None
             start, end = 0.0, width
             if box is not None:
                 start = float(box.attrib["x"])
@@ -266,9 +256,7 @@ def test_inline_it_carries_its_alt_text_and_nothing_that_clashes(path: Path) -> 
 def test_blocks_are_filled_faded_and_labelled_as_asked(
     filled: set[str], faded: set[str], label: str
 ) -> None:
-    shown = diagram(
-        "transformer", filled=filled, faded=sorted(faded), labels={"softmax": label}
-    )
+    shown = diagram("transformer", filled=filled, faded=sorted(faded), labels={"softmax": label})
     groups = {
         g.attrib["data-block"]: g
         for g in ElementTree.fromstring(shown.svg).iter("g")

@@ -46,7 +46,7 @@ ABBREVIATIONS = frozenset(
     re.findall(
         r"\w+",
         "abb abs allg bspw bzw ca cf dr env etc evtl ex fig ggf inkl mr mrs nr no resp sog tel "
-        "usw vgl vs",
+        "usw vgl vs max min",
     )
 )
 BOUNDARY = re.compile(r"""(?P<end>[.!?]["')]*)\s+(?=["'(]*(?P<next>\w))""")
@@ -76,7 +76,7 @@ class Pair(NamedTuple):
         return place.partition("#")[0] if kind == "help" else None
 
 
-# Reading the packages ---------------------------------------------------------------------------------------------
+# Reading the packages ---------------------------------------------------------------------
 
 
 def find_packages(names: Iterable[str], directory: Path) -> dict[str, Path]:
@@ -136,15 +136,11 @@ def read_help(root: Path, english_root: Path) -> Iterator[Pair]:
         name = path.relative_to(root)
         if not (english_root / name).exists():
             continue
-        paragraphs, english = (
-            read_help_page(path.read_bytes()),
-            read_help_page((english_root / name).read_bytes()),
-        )
-        for identifier, text in paragraphs.items():
+        english = read_help_page((english_root / name).read_bytes())
+        for identifier, text in read_help_page(path.read_bytes()).items():
             if identifier in english:
-                yield Pair(
-                    text, english[identifier], f"help:{name.with_suffix('')}#{identifier}"
-                )
+                origin = f"help:{name.with_suffix('')}#{identifier}"
+                yield Pair(text, english[identifier], origin)
 
 
 def read_catalog(catalog: bytes) -> Iterator[tuple[str, str, str]]:
@@ -156,43 +152,43 @@ def read_catalog(catalog: bytes) -> Iterator[tuple[str, str, str]]:
         message = []
         for table in (keys_at, values_at):
             length, offset = struct.unpack_from("<2I", catalog, table + 8 * index)
-            message.append(
-                catalog[offset : offset + length].decode().partition("\0")[0]
-            )  # \0 divides plural forms
+            entry = catalog[offset : offset + length].decode()
+            message.append(entry.partition("\0")[0])  # the first of several plural forms
         key, divider, english = message[0].partition("\x04")
         if divider:
             yield key, english, message[1]
 
 
 def read_interface(root: Path) -> Iterator[Pair]:
-    """Pairs of every catalog in a folder, without the marks of keyboard shortcuts."""
+    """Pairs of every catalog in a folder."""
     for path in sorted(root.glob("*.mo")):
         for key, english, text in read_catalog(path.read_bytes()):
-            sides = [
-                tidy(
-                    re.sub(r"\(?[~_](\w)\)?", r"\1", side).replace(
-                        "%PRODUCTNAME", "LibreOffice"
-                    )
-                )
-                for side in (text, english)
-            ]
-            yield Pair(sides[0], sides[1], f"ui:{path.stem}|{' '.join(key.split())}")
+            origin = f"ui:{path.stem}|{' '.join(key.split())}"
+            yield Pair(interface_text(text), interface_text(english), origin)
 
 
-# Sentences --------------------------------------------------------------------------------------------------------
+def interface_text(message: str) -> str:
+    """What a message looks like in the program: no shortcut's mark, and the product's name."""
+    without_marks = re.sub(r"\([~_]\w\)|[~_](?=\w)", "", message)  # "(~F)" in Chinese and Japanese
+    return tidy(without_marks.replace("%PRODUCTNAME", "LibreOffice"))
+
+
+# Sentences --------------------------------------------------------------------------------
 
 
 def tidy(text: str) -> str:
     """One kind of space, of quotation mark and of ellipsis; no invisible characters."""
-    text = re.sub(
-        r"(?<=«)[\u00a0\u202f]|[\u00a0\u202f](?=»)", "", unicodedata.normalize("NFC", text)
-    )  # French
+    text = unicodedata.normalize("NFC", text)
+    text = re.sub(r"(?<=«)[\u00a0\u202f]|[\u00a0\u202f](?=»)", "", text)  # as in French
     text = " ".join(re.sub(r"…\.*|\.{3,}", "...", text.translate(SIMPLER)).split())
     return re.sub(r" ([.,])(?= |$)", r"\1", text)  # "the icon ."
 
 
 def split_sentences(text: str) -> list[str]:
-    """Cut after . ! ? before a capital letter or a digit, but not after an abbreviation, a letter or a number."""
+    """Cut after . ! ? before a capital letter or a digit.
+
+    Not after an abbreviation, a single letter or a number.
+    """
     sentences, start = [], 0
     for match in BOUNDARY.finditer(text):
         last_word = text[start : match.start()].rpartition(" ")[2].strip("\"'(").casefold()
@@ -222,7 +218,7 @@ def align_sentences(pairs: Iterable[Pair]) -> Iterator[Pair]:
 
 
 def is_whole_sentence(pair: Pair) -> bool:
-    """Whether both sides are one sentence: capital letter, some words, final punctuation, no second sentence inside."""
+    """Whether both sides are one sentence, from the capital letter to the final mark."""
     return all(
         side.lstrip("\"'(")[:1].isupper()
         and re.search(r"""[.!?]["')]*$""", side) is not None
@@ -232,7 +228,7 @@ def is_whole_sentence(pair: Pair) -> bool:
     )
 
 
-# Filters ----------------------------------------------------------------------------------------------------------
+# Filters ----------------------------------------------------------------------------------
 
 
 def words(text: str) -> list[str]:
@@ -276,9 +272,7 @@ def ending(text: str) -> str:
 
 
 FILTERS: dict[str, Callable[[Pair], bool]] = {
-    "code, formula or placeholder": lambda pair: any(
-        CODE.search(side) for side in pair[:2]
-    ),
+    "code, formula or placeholder": lambda pair: any(CODE.search(side) for side in pair[:2]),
     "mostly symbols": is_mostly_symbols,
     "not translated": is_untranslated,
     f"more than {MAX_WORDS} words": lambda pair: any(
@@ -286,9 +280,7 @@ FILTERS: dict[str, Callable[[Pair], bool]] = {
     ),
     "lengths do not match": has_odd_length,
     "numbers do not match": lambda pair: digits(pair.text) != digits(pair.english),
-    "final punctuation does not match": lambda pair: (
-        ending(pair.text) != ending(pair.english)
-    ),
+    "final punctuation does not match": lambda pair: ending(pair.text) != ending(pair.english),
 }
 
 
@@ -301,9 +293,7 @@ def without_duplicates(pairs: Iterable[Pair]) -> list[Pair]:
     """The first pair of all those that differ in capitals, digits and punctuation only."""
     distinct: dict[tuple[str, str], Pair] = {}
     for pair in pairs:
-        distinct.setdefault(
-            (" ".join(words(pair.text)), " ".join(words(pair.english))), pair
-        )
+        distinct.setdefault((" ".join(words(pair.text)), " ".join(words(pair.english))), pair)
     return list(distinct.values())
 
 
@@ -319,7 +309,7 @@ def with_few_menu_paths(pairs: list[Pair]) -> list[Pair]:
     return [pair for pair in pairs if pair not in dropped]
 
 
-# Splitting --------------------------------------------------------------------------------------------------------
+# Splitting --------------------------------------------------------------------------------
 
 
 def word_beginnings(text: str) -> frozenset[str]:
@@ -384,8 +374,7 @@ class NearDuplicates:
     def has(self, pair: Pair) -> bool:
         """Whether a side of a pair, or a sentence of it, nearly repeats a side added before, or holds one."""
         return any(
-            self._holds_another(side)
-            or any(map(self._has_similar, {side, *split_sentences(side)}))
+            self._holds_another(side) or any(map(self._has_similar, {side, *split_sentences(side)}))
             for side in pair[:2]
         )
 
@@ -417,9 +406,7 @@ def clean(paragraphs: list[Pair], steps: Steps) -> list[Pair]:
     return pairs
 
 
-def draw_sentences(
-    pairs: list[Pair], files: Iterator[str], seen: NearDuplicates
-) -> list[Pair]:
+def draw_sentences(pairs: list[Pair], files: Iterator[str], seen: NearDuplicates) -> list[Pair]:
     """HELD_OUT whole sentences of the next files, none like one that was seen before."""
     by_file: defaultdict[str | None, list[Pair]] = defaultdict(list)
     for pair in filter(is_whole_sentence, pairs):
@@ -439,9 +426,7 @@ def split(pairs: list[Pair], steps: Steps) -> dict[str, list[Pair]]:
 
     Of train only what is like nothing in test and validation is kept.
     """
-    remaining = iter(
-        sorted({pair.help_file for pair in pairs if pair.help_file}, key=shuffle_key)
-    )
+    remaining = iter(sorted({pair.help_file for pair in pairs if pair.help_file}, key=shuffle_key))
     seen = NearDuplicates(pairs)
     test = draw_sentences(pairs, remaining, seen)
     validation = draw_sentences(pairs, remaining, seen)
@@ -455,7 +440,7 @@ def split(pairs: list[Pair], steps: Steps) -> dict[str, list[Pair]]:
     return {"train": train, "validation": validation, "test": test}
 
 
-# Writing ----------------------------------------------------------------------------------------------------------
+# Writing ----------------------------------------------------------------------------------
 
 
 def sha256(content: bytes) -> str:
@@ -471,8 +456,7 @@ def as_lines(pairs: Iterable[Pair]) -> bytes:
 def read_pairs(path: Path) -> list[Pair]:
     """The pairs of a shipped file."""
     return [
-        Pair(*line.split("\t"))
-        for line in gzip.decompress(path.read_bytes()).decode().splitlines()
+        Pair(*line.split("\t")) for line in gzip.decompress(path.read_bytes()).decode().splitlines()
     ]
 
 
@@ -489,9 +473,7 @@ def make(language: str, packages: Path, output: Path) -> None:
             subprocess.run(["dpkg-deb", "-x", deb, Path(folder, name)], check=True)
         [text_pages] = Path(folder, text).glob("usr/share/libreoffice/help/*/text")
         [english_pages] = Path(folder, english).glob("usr/share/libreoffice/help/*/text")
-        [catalogs] = Path(folder, interface).glob(
-            "usr/lib/libreoffice/program/resource/*/*"
-        )
+        [catalogs] = Path(folder, interface).glob("usr/lib/libreoffice/program/resource/*/*")
         paragraphs = [*read_help(text_pages, english_pages), *read_interface(catalogs)]
     steps = Steps()
     splits = split(clean(paragraphs, steps), steps)
@@ -529,7 +511,7 @@ def check(language: str, output: Path) -> dict[str, Any]:
     return manifest
 
 
-# The page of the book --------------------------------------------------------------------
+# The page of the book ---------------------------------------------------------------------
 
 
 def table(header: list[str], rows: Iterable[Iterable[object]]) -> str:
@@ -568,9 +550,7 @@ def fill_page(page: str, language: str, output: Path) -> str:
     def fill(match: re.Match[str]) -> str:
         return f"{match['start']}\n\n{tables[match['name']]}\n\n{match['end']}"
 
-    marks = (
-        rf"(?P<start><!-- make_data {language} (?P<name>\w+) -->).*?(?P<end><!-- end -->)"
-    )
+    marks = rf"(?P<start><!-- make_data {language} (?P<name>\w+) -->).*?(?P<end><!-- end -->)"
     return re.sub(marks, fill, page, flags=re.DOTALL)
 
 

@@ -41,7 +41,9 @@ def diagnostic(label: str) -> Callable[[_Check], _Check]:
                 check(watched)
             except Exception as error:
                 # torch has NotImplementedErrors of its own; the stub's is bare or names the exercise.
-                if isinstance(error, NotImplementedError) and (not error.args or label in str(error)):
+                if isinstance(error, NotImplementedError) and (
+                    not error.args or label in str(error)
+                ):
                     print(f"{label} is still open: fill in {name}, then run this cell again.")
                     return
                 if error not in raised and answers and (answers[-1] is None or answers[-1] is ...):
@@ -62,6 +64,10 @@ def diagnostic(label: str) -> Callable[[_Check], _Check]:
 
 def expect_tensor(value: object, shape: Sequence[int], what: str) -> Tensor:
     """Return `value` if it is a tensor of `shape`; else raise AssertionError saying what is wrong with `what`."""
-    assert isinstance(value, Tensor), f"{what} should be a tensor of shape {tuple(shape)}, not {type(value).__name__}"
-    assert value.shape == tuple(shape), f"{what} should have shape {tuple(shape)}, not {tuple(value.shape)}"
+    assert isinstance(value, Tensor), (
+        f"{what} should be a tensor of shape {tuple(shape)}, not {type(value).__name__}"
+    )
+    assert value.shape == tuple(shape), (
+        f"{what} should have shape {tuple(shape)}, not {tuple(value.shape)}"
+    )
     return value

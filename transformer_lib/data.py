@@ -1,4 +1,7 @@
-"""Spine (to be regenerated from chapter 13)."""
+"""Sentence pairs, and batches of them by token count.
+
+Written from chapter 13 of the book: edit the chapter, then `make sync`.
+"""
 
 import gzip
 import random
@@ -39,14 +42,15 @@ def read_pairs(path: str | Path) -> list[Pair]:
     """Read pairs from a text file: a line each, source and target divided by a tab.
 
     Args:
-        path: a file in UTF-8, packed with gzip if its name ends in .gz. A third column says where the pair is from.
+        path: a file in UTF-8, packed with gzip if its name ends in .gz. A third column, if there is
+            one, says where the pair is from.
 
     Returns:
         The pairs, in the file's order.
 
     Raises:
-        ValueError: naming file and line, for a line without two or three columns, an empty side, bytes that are not
-            UTF-8; and for a file without a line or broken packing.
+        ValueError: naming file and line, for a line without two or three columns, an empty side, or
+            bytes that are not UTF-8; naming the file, if it has no lines or is no whole gzip file.
     """
     path = Path(path)
     content = path.read_bytes()
@@ -55,24 +59,28 @@ def read_pairs(path: str | Path) -> list[Pair]:
             content = gzip.decompress(content)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is not a whole gzip file: {error}") from None
-    pairs = []
-    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")  # some editors begin a file with these three bytes
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")  # some editors put these bytes first
     if lines[-1] == b"":
         lines.pop()  # the last line ends with a line break, too
+    pairs = []
     for number, line in enumerate(lines, start=1):
+        place = f"{path}, line {number}"
         try:
             columns = line.removesuffix(b"\r").decode("utf-8").split("\t")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not UTF-8: {error.reason}, byte {error.start + 1}") from None
+            raise ValueError(f"{place}: byte {error.start + 1} is not UTF-8") from None
         if not 2 <= len(columns) <= 3:
-            raise ValueError(f"{path}, line {number}: {len(columns)} columns, not source, target and perhaps origin")
+            raise ValueError(
+                f"{place}: needs 2 or 3 columns divided by tabs, source, target and origin, "
+                f"got {len(columns)}"
+            )
         pair = Pair(*columns)
-        for side in ("source", "target"):
-            if not getattr(pair, side).strip():
-                raise ValueError(f"{path}, line {number}: the {side} is empty")
+        if not pair.source.strip() or not pair.target.strip():
+            side = "target" if pair.source.strip() else "source"
+            raise ValueError(f"{place}: the {side} is empty")
         pairs.append(pair)
     if not pairs:
-        raise ValueError(f"{path} is empty")
+        raise ValueError(f"{path} is empty: it should hold a pair a line")
     return pairs
 
 
@@ -83,12 +91,13 @@ def load_pairs(split: str) -> list[Pair]:
         split: "train", "validation" or "test".
 
     Raises:
-        ValueError: for another split.
+        ValueError: for any other split.
     """
     splits = ("train", "validation", "test")
     if split not in splits:
         raise ValueError(f"there is no split {split!r}; there are {', '.join(splits)}")
-    with resources.as_file(resources.files("transformer_lib") / "data" / f"de-en.{split}.tsv.gz") as path:
+    folder = resources.files("transformer_lib") / "data"
+    with resources.as_file(folder / f"de-en.{split}.tsv.gz") as path:
         return read_pairs(path)
 
 
@@ -100,37 +109,41 @@ class Example(NamedTuple):
 
 
 def encode_pairs(pairs: Iterable[Pair], tokenizer: Tokenizer) -> list[Example]:
-    """Turn pairs into token ids, one Example a pair, in their order.
+    """Turn pairs into token ids, one Example for each pair, in the same order.
 
     Args:
         pairs: what to encode.
-        tokenizer: made by train_tokenizer, for both sides.
+        tokenizer: one for both sides, made by train_tokenizer.
 
     Raises:
-        ValueError: if the tokenizer has other special tokens or makes them out of text, or a side has no tokens.
+        ValueError: if a side is empty, if the tokenizer's special tokens have other ids than ours,
+            or if it makes special tokens out of text.
     """
     for token_id, token in enumerate(SPECIAL_TOKENS):
         if (actual := tokenizer.token_to_id(token)) != token_id:
             raise ValueError(f"the tokenizer's id of {token} is {actual}, it should be {token_id}")
     pairs = list(pairs)
-    sources = tokenizer.encode_batch([pair.source for pair in pairs])
-    targets = tokenizer.encode_batch([pair.target for pair in pairs])
-    examples = [Example([*source.ids, EOS_ID], target.ids) for source, target in zip(sources, targets, strict=True)]
-    for pair, example in zip(pairs, examples, strict=True):
-        for text, ids in ((pair.source, example.source[:-1]), (pair.target, example.target)):
-            if min(ids, default=-1) < len(SPECIAL_TOKENS):
-                problem = "a special token inside the text (is encode_special_tokens set?)" if ids else "no tokens"
-                raise ValueError(f"{text!r} gives {problem}")
-    return examples
+    sides = []
+    for texts in ([pair.source for pair in pairs], [pair.target for pair in pairs]):
+        sides.append([encoding.ids for encoding in tokenizer.encode_batch(texts)])
+        for text, ids in zip(texts, sides[-1], strict=True):
+            if not ids:
+                raise ValueError(f"{text!r} has no tokens: there is nothing to translate")
+            if min(ids) < len(SPECIAL_TOKENS):
+                token = SPECIAL_TOKENS[min(ids)]
+                raise ValueError(
+                    f"{text!r} became {token}: is tokenizer.encode_special_tokens set?"
+                )
+    return [Example([*source, EOS_ID], target) for source, target in zip(*sides, strict=True)]
 
 
 @dataclass(frozen=True)
 class Batch:
     """Examples as rows of token ids, filled up with <pad> on the right.
 
-    source: (batch, source length), each row x_1 ... x_m <eos>.
+    source: (batch, source length), in each row x_1 ... x_m <eos>.
     target_in: (batch, target length), <bos> y_1 ... y_n, what the decoder reads.
-    target_out: (batch, target length), y_1 ... y_n <eos>, what it should say at the same positions.
+    target_out: (batch, target length), y_1 ... y_n <eos>, what it should say at each position.
     """
 
     source: Tensor
@@ -139,18 +152,23 @@ class Batch:
 
 
 def make_batch(examples: Sequence[Example]) -> Batch:
-    """Put examples into one batch, row by row.
+    """Put examples into one batch, a row each.
+
+    Args:
+        examples: sources that end in <eos>, targets without special tokens.
 
     Raises:
-        ValueError: if there are no examples, a source is empty, or an id is negative or that of <pad>.
+        ValueError: if there are no examples, a source is empty, or an id is negative or <pad>'s.
     """
     if not examples:
         raise ValueError("a batch needs at least one example, got none")
     for number, (source, target) in enumerate(examples):
         if not source:
             raise ValueError(f"the source of example {number} has no tokens, not even <eos>")
-        if min(source + target) <= PAD_ID:
-            raise ValueError(f"example {number} holds id {min(source + target)}: ids start at 1, {PAD_ID} is <pad>")
+        if (lowest := min(source + target)) <= PAD_ID:
+            raise ValueError(
+                f"example {number} holds id {lowest}: only {PAD_ID + 1} and up are tokens"
+            )
     return Batch(
         source=_pad([source for source, _ in examples]),
         target_in=_pad([[BOS_ID, *target] for _, target in examples]),
@@ -159,39 +177,43 @@ def make_batch(examples: Sequence[Example]) -> Batch:
 
 
 def _pad(rows: Sequence[list[int]]) -> Tensor:
-    """(rows, length of the longest), short rows filled up with <pad>."""
+    """Rows of ids as one tensor, (rows, length of the longest)."""
     longest = max(len(row) for row in rows)
     return torch.tensor([row + [PAD_ID] * (longest - len(row)) for row in rows])
 
 
 def token_batches(examples: Sequence[Example], max_tokens: int, seed: int) -> list[Batch]:
-    """One epoch in batches of similar lengths: every example once (paper, section 5.1).
+    """One epoch: every example once, in batches of similar lengths (paper, section 5.1).
 
     Args:
         examples: all of them.
-        max_tokens: no batch has more tokens than this on either side, padding counted.
-        seed: another seed, other batches in another order.
+        max_tokens: the most tokens a batch may have on either side, padding counted.
+        seed: another seed gives other batches in another order.
 
     Raises:
-        ValueError: if there are no examples, or one alone has more than max_tokens tokens: none is cut or left out.
+        ValueError: if there are no examples, or a single one has more than max_tokens tokens: none
+            is cut or left out.
     """
     if not examples:
         raise ValueError("an epoch needs at least one example, got none")
-    lengths = [(len(target) + 1, len(source)) for source, target in examples]  # the target is given <bos> or <eos>
+    # What a row takes in the batch: the target gets <bos> or <eos>.
+    lengths = [(len(target) + 1, len(source)) for source, target in examples]
     for number, length in enumerate(lengths):
         if max(length) > max_tokens:
-            raise ValueError(f"example {number} has {max(length)} tokens, a batch at most max_tokens {max_tokens}")
+            raise ValueError(
+                f"example {number} has {max(length)} tokens, more than max_tokens {max_tokens}"
+            )
     generator = random.Random(seed)
     order = list(range(len(examples)))
-    generator.shuffle(order)  # the sort keeps this order among equal lengths
+    generator.shuffle(order)  # sorting keeps this order among equal lengths
     order.sort(key=lengths.__getitem__)
     groups: list[list[int]] = [[]]
-    longest = (0, 0)
+    longest = 0
     for index in order:
-        longest = (max(longest[0], lengths[index][0]), max(longest[1], lengths[index][1]))
-        if (len(groups[-1]) + 1) * max(longest) > max_tokens:  # full: the next one begins
+        longest = max(longest, *lengths[index])
+        if (len(groups[-1]) + 1) * longest > max_tokens:  # full: start another
             groups.append([])
-            longest = lengths[index]
+            longest = max(lengths[index])
         groups[-1].append(index)
     generator.shuffle(groups)
     return [make_batch([examples[index] for index in group]) for group in groups]

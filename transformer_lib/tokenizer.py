@@ -1,4 +1,7 @@
-"""Spine (to be regenerated from chapter 13)."""
+"""Byte-pair encoding with one vocabulary for both languages.
+
+Written from chapter 13 of the book: edit the chapter, then `make sync`.
+"""
 
 from collections.abc import Iterable
 
@@ -6,8 +9,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 __all__ = ["BOS_ID", "EOS_ID", "PAD_ID", "SPECIAL_TOKENS", "train_tokenizer"]
 
+
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
-PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
+PAD_ID = 0
+BOS_ID = 1
+EOS_ID = 2
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -15,20 +21,27 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
     Args:
         texts: what the merges are counted on; give it both languages.
-        vocab_size: the most tokens it may hold: 256 bytes, 3 special tokens, and a token a merge.
+        vocab_size: the most tokens it may have: 256 bytes, 3 special tokens and one for each merge.
 
     Returns:
         A tokenizer with `encode(text).ids` and `decode(ids)`, which gives every text back exactly.
-        Ids 0, 1 and 2 are <pad>, <bos> and <eos>; no text turns into one of them.
+        Ids 0, 1 and 2 are <pad>, <bos> and <eos>; no text turns into one of them. (That setting is
+        not saved with the tokenizer: after loading, set `encode_special_tokens = True` again.)
 
     Raises:
-        ValueError: if vocab_size has no room for the bytes and the special tokens, or there is no text.
+        ValueError: if there is no text, or vocab_size has no room for bytes and special tokens.
     """
     smallest = len(pre_tokenizers.ByteLevel.alphabet()) + len(SPECIAL_TOKENS)
     if vocab_size < smallest:
-        raise ValueError(f"vocab_size {vocab_size} is too small: bytes and special tokens alone are {smallest}")
+        raise ValueError(
+            f"vocab_size {vocab_size} has no room for the {smallest} bytes and special tokens"
+        )
+    texts = list(texts)
+    if not texts:
+        raise ValueError("a tokenizer learns from texts, got none")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # bytes; no merge across a word's end
+    # Text becomes bytes, cut into words, each with the space before it: no merge crosses a cut.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -36,16 +49,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    count = 0
-
-    def counted() -> Iterable[str]:
-        nonlocal count
-        for text in texts:
-            count += 1
-            yield text
-
-    tokenizer.train_from_iterator(counted(), trainer)
-    if count == 0:
-        raise ValueError("a tokenizer learns from texts, got none")
-    tokenizer.encode_special_tokens = True  # a text that holds "<eos>" is only text
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.encode_special_tokens = True  # "<eos>" inside a text is a text like any other
     return tokenizer

@@ -49,17 +49,17 @@ def use_book_style() -> None:
             "figure.dpi": 120,
             "figure.facecolor": "white",
             "figure.constrained_layout.use": True,
-            "font.size": 11,
+            "font.size": 12,
             "axes.facecolor": "white",
-            "axes.titlesize": 12,
-            "axes.labelsize": 11,
+            "axes.titlesize": 13,
+            "axes.labelsize": 12,
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.prop_cycle": cycler(color=cycle),
             "axes.axisbelow": True,
-            "xtick.labelsize": 11,
-            "ytick.labelsize": 11,
-            "legend.fontsize": 11,
+            "xtick.labelsize": 12,
+            "ytick.labelsize": 12,
+            "legend.fontsize": 12,
             "legend.frameon": False,
             "lines.linewidth": 2.0,
             "image.cmap": "Blues",
@@ -153,9 +153,7 @@ def transformer_map(chapter: int) -> Diagram:
     """
     if not 0 <= chapter <= 26:
         raise ValueError(f"chapter {chapter} does not exist: the book has chapters 0 to 26")
-    filled = [
-        block for built, blocks in _BUILT_IN.items() if built <= chapter for block in blocks
-    ]
+    filled = [block for built, blocks in _BUILT_IN.items() if built <= chapter for block in blocks]
     emphasized = _EMPHASIZED.get(chapter, _BUILT_IN.get(chapter, ()))
     labels = {}
     if chapter == 5:  # the same two blocks as in chapter 6, there with all their heads
@@ -180,8 +178,7 @@ def _draw(
 ) -> Diagram:
     """Read a drawing and set its blocks: filled or outlined, faded, emphasized, relabelled."""
     files = {
-        file.name: file
-        for file in resources.files("transformer_lib").joinpath("static").iterdir()
+        file.name: file for file in resources.files("transformer_lib").joinpath("static").iterdir()
     }
     if f"{name}.svg" not in files:
         names = sorted(file.removesuffix(".svg") for file in files if file.endswith(".svg"))
@@ -196,9 +193,7 @@ def _draw(
     }
     for block in (*(filled or ()), *faded, *emphasized, *labels):
         if block not in blocks:
-            raise ValueError(
-                f"no block {block!r} in {name!r}; there are {', '.join(blocks)}"
-            )
+            raise ValueError(f"no block {block!r} in {name!r}; there are {', '.join(blocks)}")
 
     for block, group in blocks.items():
         if filled is not None and block not in filled:

@@ -2,6 +2,7 @@
 
 - serves MathJax, styles and scripts from this repository, so that a page loads nothing from another host;
 - drops sphinx-thebe, which Jupyter Book always loads and whose script, loaded twice, is an error on every page;
+- lets an equation of several lines carry a number;
 - fills the `<!-- generated: NAME -->` markers of the pages in book/ from the notebooks and the package:
   `contents` (the chapters and the questions they answer), `chapter-table` (run times and sizes), `api` (the
   package reference), `diagram NAME` (an SVG, inline).
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from docutils import nodes
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKER = re.compile(r"^<!-- generated: (\S+)(?: (\S+))? -->$", re.M)
@@ -54,9 +56,7 @@ class Chapter:
                         source,
                         re.M | re.S,
                     )
-                    chapter.question = (
-                        " ".join(question.group(1).split()) if question else ""
-                    )
+                    chapter.question = " ".join(question.group(1).split()) if question else ""
                 continue
             chapter.code_cells += cell["cell_type"] == "code"
             chapter.exercises += "exercise" in cell["metadata"].get("tags", [])
@@ -81,10 +81,7 @@ def defined_names(tree: ast.Module) -> list[str]:
 
 
 def chapters() -> list[Chapter]:
-    return [
-        Chapter.read(path)
-        for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]-*.ipynb"))
-    ]
+    return [Chapter.read(path) for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]-*.ipynb"))]
 
 
 def contents(to_root: str) -> str:
@@ -92,9 +89,7 @@ def contents(to_root: str) -> str:
     by_file = {f"notebooks/{chapter.path.stem}": chapter for chapter in chapters()}
     out: list[str] = []
     for part in yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))["parts"]:
-        found = [
-            by_file[entry["file"]] for entry in part["chapters"] if entry["file"] in by_file
-        ]
+        found = [by_file[entry["file"]] for entry in part["chapters"] if entry["file"] in by_file]
         if found and re.match("[IVX]+[.] ", part["caption"]):
             out.append(f"### {part['caption']}")
             out.append(
@@ -119,9 +114,7 @@ def chapter_table(to_root: str) -> str:
             if module != "checks"
         )
         seconds = (
-            "not measured"
-            if chapter.seconds is None
-            else f"{max(1, round(chapter.seconds))} s"
+            "not measured" if chapter.seconds is None else f"{max(1, round(chapter.seconds))} s"
         )
         link = f"[{chapter.title}]({to_root}notebooks/{chapter.path.name})"
         rows.append(
@@ -155,9 +148,7 @@ def docstring_to_markdown(docstring: str) -> str:
     out: list[str] = []
     for name, body in sections(docstring):
         lines = body.strip("\n").splitlines()
-        indent = min(
-            (len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0
-        )
+        indent = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
         lines = [line[indent:].rstrip() for line in lines]
         if not any(lines):
             continue
@@ -166,8 +157,7 @@ def docstring_to_markdown(docstring: str) -> str:
             continue
         if not name:
             out += [
-                escape(" ".join(block.split()))
-                for block in re.split(r"\n\s*\n", "\n".join(lines))
+                escape(" ".join(block.split())) for block in re.split(r"\n\s*\n", "\n".join(lines))
             ]
             continue
         entries: list[str] = []
@@ -181,14 +171,10 @@ def docstring_to_markdown(docstring: str) -> str:
         items = []
         for entry in entries:
             named = (
-                re.match(r"([\w*, ]+?): (.*)", entry)
-                if name not in ("Returns", "Yields")
-                else None
+                re.match(r"([\w*, ]+?): (.*)", entry) if name not in ("Returns", "Yields") else None
             )
             items.append(
-                f"- `{named.group(1)}`: {escape(named.group(2))}"
-                if named
-                else f"- {escape(entry)}"
+                f"- `{named.group(1)}`: {escape(named.group(2))}" if named else f"- {escape(entry)}"
             )
         label = "**Arguments**" if name == "Args" else f"**{name}**"
         out.append(
@@ -202,19 +188,13 @@ def docstring_to_markdown(docstring: str) -> str:
 def wrap_signature(head: str, arguments: list[str], tail: str) -> str:
     """One line if it fits a phone held sideways, else one argument a line."""
     line = f"{head}({', '.join(arguments)}){tail}"
-    return (
-        line
-        if len(line) <= 76
-        else f"{head}(\n    " + ",\n    ".join(arguments) + f",\n){tail}"
-    )
+    return line if len(line) <= 76 else f"{head}(\n    " + ",\n    ".join(arguments) + f",\n){tail}"
 
 
 def argument_list(arguments: ast.arguments, *, skip_self: bool) -> list[str]:
     """The arguments as written, one string each."""
     positional = [*arguments.posonlyargs, *arguments.args]
-    defaults = [None] * (len(positional) - len(arguments.defaults)) + list(
-        arguments.defaults
-    )
+    defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
     out: list[str] = []
 
     def one(argument: ast.arg, default: ast.expr | None, prefix: str = "") -> str:
@@ -234,9 +214,7 @@ def argument_list(arguments: ast.arguments, *, skip_self: bool) -> list[str]:
         out.append(one(arguments.vararg, None, "*"))
     elif arguments.kwonlyargs:
         out.append("*")
-    out += [
-        one(a, d) for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-    ]
+    out += [one(a, d) for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
     if arguments.kwarg:
         out.append(one(arguments.kwarg, None, "**"))
     return out
@@ -250,17 +228,13 @@ def signature(node: ast.stmt, *, method: bool = False) -> str:
     """How a name is called, as the source has it."""
     if isinstance(node, ast.FunctionDef):
         returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-        static = any(
-            ast.unparse(decorator) == "staticmethod" for decorator in node.decorator_list
-        )
+        static = any(ast.unparse(decorator) == "staticmethod" for decorator in node.decorator_list)
         return wrap_signature(
             node.name, argument_list(node.args, skip_self=method and not static), returns
         )
     if isinstance(node, ast.ClassDef):
         if is_dataclass(node):
-            fields = [
-                ast.unparse(item) for item in node.body if isinstance(item, ast.AnnAssign)
-            ]
+            fields = [ast.unparse(item) for item in node.body if isinstance(item, ast.AnnAssign)]
             return wrap_signature(f"class {node.name}", fields, "")
         for item in node.body:
             if isinstance(item, ast.FunctionDef) and item.name == "__init__":
@@ -294,9 +268,7 @@ def api_reference(to_root: str) -> str:
             continue
         out.append(f"(api-{path.stem})=\n## `transformer_lib.{path.stem}`")
         for node in tree.body:
-            names = [
-                name for name in defined_names(ast.Module([node], [])) if name in public
-            ]
+            names = [name for name in defined_names(ast.Module([node], [])) if name in public]
             if names:
                 out += describe(
                     node, names[0], path.stem, built_in.get((path.stem, names[0])), to_root
@@ -357,20 +329,29 @@ def fill_markers(app, docname: str, source: list[str]) -> None:
     def generated(match: re.Match[str]) -> str:
         kind, argument = match.groups()
         if kind == "diagram":
-            app.env.note_dependency(
-                str(ROOT / "transformer_lib" / "static" / f"{argument}.svg")
-            )
+            app.env.note_dependency(str(ROOT / "transformer_lib" / "static" / f"{argument}.svg"))
             return inline_diagram(argument)
         for path in [
             *(ROOT / "notebooks").glob("*.ipynb"),
             *(ROOT / "transformer_lib").glob("*.py"),
         ]:
             app.env.note_dependency(str(path))
-        return {"contents": contents, "chapter-table": chapter_table, "api": api_reference}[
-            kind
-        ]("../" * docname.count("/"))
+        return {"contents": contents, "chapter-table": chapter_table, "api": api_reference}[kind](
+            "../" * docname.count("/")
+        )
 
     source[0] = MARKER.sub(generated, source[0])
+
+
+def free_tags(app, doctree) -> None:
+    r"""Put \tag outside: Sphinx wraps equations of several lines in `split`, where MathJax refuses a tag."""
+    for node in doctree.findall(nodes.math_block):
+        text = node.astext()
+        tags = re.findall(r"\\tag\{[^}]*\}", text)
+        if len(tags) == 1 and "\\\\" in text:
+            body = text.replace(tags[0], "").strip()
+            node.children = [nodes.Text(rf"\[\begin{{split}}{body}\end{{split}}{tags[0]}\]")]
+            node["nowrap"] = True
 
 
 def add_static_files(app, config) -> None:
@@ -385,19 +366,16 @@ def drop_thebe(app) -> None:
     """Remove sphinx-thebe's listeners and style sheet."""
     for listeners in app.events.listeners.values():
         listeners[:] = [
-            item
-            for item in listeners
-            if not item.handler.__module__.startswith("sphinx_thebe")
+            item for item in listeners if not item.handler.__module__.startswith("sphinx_thebe")
         ]
-    app.registry.css_files[:] = [
-        item for item in app.registry.css_files if "thebe" not in item[0]
-    ]
+    app.registry.css_files[:] = [item for item in app.registry.css_files if "thebe" not in item[0]]
 
 
 def setup(app) -> dict[str, bool | str]:
     app.connect("config-inited", add_static_files)
     app.connect("config-inited", lambda app, config: drop_thebe(app), priority=900)
     app.connect("source-read", fill_markers, priority=100)
+    app.connect("doctree-read", free_tags)
     app.add_css_file("custom.css")
     app.add_js_file("custom.js", loading_method="defer")
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

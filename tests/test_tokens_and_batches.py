@@ -1,0 +1,328 @@
+"""Chapter 13: the tokenizer, the files of pairs, and batches by token count."""
+
+import gzip
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from transformer_lib.checks import check_groups, check_merge, check_padding_share, check_shift
+from transformer_lib.data import (
+    Example,
+    Pair,
+    encode_pairs,
+    load_pairs,
+    make_batch,
+    read_pairs,
+    token_batches,
+)
+from transformer_lib.tokenizer import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS, train_tokenizer
+
+VALIDATION = load_pairs("validation")
+TOKENIZER = train_tokenizer([text for pair in VALIDATION for text in pair[:2]], vocab_size=600)
+
+ids = st.lists(st.integers(3, 99), max_size=12)
+example_lists = st.lists(st.builds(lambda s, t: Example([*s, EOS_ID], t), ids, ids), min_size=1)
+texts = st.text(st.characters(exclude_categories=["Cs"]))  # all but lone halves of a character
+
+
+# The tokenizer ----------------------------------------------------------------------------------
+
+
+def test_special_tokens_have_the_first_ids() -> None:
+    assert [TOKENIZER.token_to_id(token) for token in SPECIAL_TOKENS] == [PAD_ID, BOS_ID, EOS_ID]
+    assert (PAD_ID, BOS_ID, EOS_ID) == (0, 1, 2)
+    assert TOKENIZER.get_vocab_size() == 600
+
+
+@given(texts)
+def test_every_text_comes_back_exactly_and_is_never_special(text: str) -> None:
+    found = TOKENIZER.encode(text).ids
+    assert TOKENIZER.decode(found) == text
+    assert all(token_id > EOS_ID for token_id in found)
+
+
+@pytest.mark.parametrize(
+    "text", ["<eos>", "a<bos>b", "<pad><pad>", " <eos> ", "👩‍🚀", "e\u0301é", "\x00\r\n"]
+)
+def test_text_that_looks_special_is_text(text: str) -> None:
+    found = TOKENIZER.encode(text).ids
+    assert min(found) > EOS_ID
+    assert TOKENIZER.decode(found) == text
+
+
+def test_training_twice_gives_the_same_vocabulary() -> None:
+    some = [pair.source for pair in VALIDATION[:200]]
+    assert train_tokenizer(some, 400).get_vocab() == train_tokenizer(iter(some), 400).get_vocab()
+
+
+def test_a_vocabulary_without_room_and_no_text() -> None:
+    assert train_tokenizer(["aa aa"], 259).get_vocab_size() == 259
+    with pytest.raises(ValueError, match=r"258.*259"):
+        train_tokenizer(["aa aa"], 258)
+    with pytest.raises(ValueError, match="none"):
+        train_tokenizer([], 300)
+
+
+# Files ------------------------------------------------------------------------------------------
+
+
+def test_shipped_pairs() -> None:
+    assert len(VALIDATION) == len(load_pairs("test")) == 1000
+    assert all(pair.source and pair.target and pair.origin for pair in VALIDATION)
+    with pytest.raises(ValueError, match=r"'dev'.*train, validation, test"):
+        load_pairs("dev")
+
+
+def test_reads_what_people_have(tmp_path: Path) -> None:
+    expected = [Pair("Schön", "Nice"), Pair("Tür", "door", "me")]
+    text = "Schön\tNice\nTür\tdoor\tme"
+    for name, content in {
+        "plain.tsv": text.encode(),
+        "last-break.tsv": text.encode() + b"\n",
+        "windows.tsv": b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode() + b"\r\n",
+        "packed.tsv.gz": gzip.compress(text.encode()),
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        assert read_pairs(tmp_path / name) == expected, name
+    assert read_pairs(str(tmp_path / "plain.tsv")) == expected
+    with pytest.raises(FileNotFoundError):
+        read_pairs(tmp_path / "nothing.tsv")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a\tb\nc\n", "line 2.*got 1"),
+        (b"a\tb\n\nc\td\n", "line 2.*got 1"),
+        (b"a\tb\tc\td\n", "line 1.*got 4"),
+        (b"a\tb\n\tb\n", "line 2: the source is empty"),
+        (b"a\t \n", "line 1: the target is empty"),
+        (b"a\tb\na\t\xfc\n", "line 2: byte 3 is not UTF-8"),
+        (b"", "is empty"),
+    ],
+)
+def test_a_broken_file_names_itself_and_the_line(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "mine.tsv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"mine.tsv.*{message}"):
+        read_pairs(path)
+
+
+@pytest.mark.parametrize("content", [b"a\tb\n", gzip.compress(b"a\tb\n" * 99)[:-12]])
+def test_a_broken_gzip_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "mine.tsv.gz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"mine\.tsv\.gz is not a whole gzip file"):
+        read_pairs(tmp_path / "mine.tsv.gz")
+
+
+# Encoding ---------------------------------------------------------------------------------------
+
+
+def test_examples_spell_their_pairs() -> None:
+    for pair, (source, target) in zip(VALIDATION, encode_pairs(VALIDATION, TOKENIZER), strict=True):
+        assert source[-1] == EOS_ID
+        assert TOKENIZER.decode(source[:-1]) == pair.source
+        assert TOKENIZER.decode(target) == pair.target
+
+
+def test_encoding_refuses_what_would_be_silent() -> None:
+    forgetful = Tokenizer.from_str(TOKENIZER.to_str())
+    with pytest.raises(ValueError, match=r"'a <eos>' became <eos>.*encode_special_tokens"):
+        encode_pairs([Pair("b", "a <eos>")], forgetful)
+    with pytest.raises(ValueError, match="no tokens"):
+        encode_pairs([Pair("", "a")], TOKENIZER)
+    with pytest.raises(ValueError, match=r"<pad> is None, it should be 0"):
+        encode_pairs(
+            [Pair("a", "b")],
+            Tokenizer.from_str('{"model": {"type": "BPE", "vocab": {}, "merges": []}}'),
+        )
+
+
+# Batches ----------------------------------------------------------------------------------------
+
+
+def rows(batch_rows: Tensor) -> list[list[int]]:
+    """The rows without their padding, after checking that it is on the right only."""
+    found = []
+    for row in batch_rows.tolist():
+        length = sum(token_id != PAD_ID for token_id in row)
+        assert PAD_ID not in row[:length], row
+        found.append(row[:length])
+    return found
+
+
+@given(example_lists)
+def test_a_batch_holds_its_examples(examples: list[Example]) -> None:
+    batch = make_batch(examples)
+    assert batch.target_in.shape == batch.target_out.shape
+    assert rows(batch.source) == [source for source, _ in examples]
+    assert rows(batch.target_in) == [[BOS_ID, *target] for _, target in examples]
+    assert rows(batch.target_out) == [[*target, EOS_ID] for _, target in examples]
+    for ids_of_side in (batch.source, batch.target_in):  # no column of padding alone
+        assert (ids_of_side != PAD_ID).any(dim=0).all()
+        assert ids_of_side.dtype == torch.long
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        ([], "at least one"),
+        ([Example([2], [5]), Example([], [5])], "example 1 has no tokens"),
+        ([Example([5, 2], [7, 0])], "example 0 holds id 0"),
+        ([Example([-3, 2], [7])], "example 0 holds id -3"),
+    ],
+)
+def test_a_batch_refuses(examples: list[Example], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_batch(examples)
+
+
+@settings(max_examples=50)
+@given(example_lists, st.integers(13, 60), st.integers(0, 5))
+def test_an_epoch_holds_every_example_once(
+    examples: list[Example], max_tokens: int, seed: int
+) -> None:
+    batches = token_batches(examples, max_tokens, seed)
+    found: Counter[tuple[tuple[int, ...], tuple[int, ...]]] = Counter()
+    for batch in batches:
+        assert max(batch.source.numel(), batch.target_in.numel()) <= max_tokens
+        for source, target in zip(rows(batch.source), rows(batch.target_out), strict=True):
+            found[tuple(source), tuple(target[:-1])] += 1
+    assert found == Counter((tuple(source), tuple(target)) for source, target in examples)
+    again = token_batches(examples, max_tokens, seed)
+    assert all(torch.equal(a.source, b.source) for a, b in zip(batches, again, strict=True))
+
+
+def test_batches_are_full_alike_and_in_no_order() -> None:
+    examples = encode_pairs(VALIDATION, TOKENIZER)
+    batches = token_batches(examples, 1000, seed=0)
+    sizes = [max(batch.source.numel(), batch.target_in.numel()) for batch in batches]
+    assert sorted(sizes)[len(sizes) // 5] > 850
+    targets = [batch.target_in for batch in batches]
+    assert sum((ids == PAD_ID).sum().item() for ids in targets) < 0.05 * sum(
+        ids.numel() for ids in targets
+    )
+    widths = torch.tensor(
+        [[ids.size(1), place] for place, ids in enumerate(targets)], dtype=torch.float
+    )
+    assert abs(torch.corrcoef(widths.T)[0, 1].item()) < 0.6  # sorted batches would have 1
+    other = token_batches(examples, 1000, seed=1)
+    assert [batch.source.shape for batch in batches] != [batch.source.shape for batch in other]
+
+
+def test_what_does_not_fit_is_an_error() -> None:
+    examples = [Example([5, 2], [5]), Example([5, 2], [5, 6, 7, 8])]  # with <bos>, 5 tokens
+    assert len(token_batches(examples, 5, seed=0)) == 2
+    with pytest.raises(ValueError, match=r"example 1 has 5 tokens.* 4"):
+        token_batches(examples, 4, seed=0)
+    with pytest.raises(ValueError, match="at least one"):
+        token_batches([], 4, seed=0)
+
+
+# The exercises' checks reject the likely mistakes -------------------------------------------------
+
+
+def merge_pairs_wrongly(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    merged = []
+    for first, second in zip(
+        pieces, [*pieces[1:], ""], strict=True
+    ):  # the second is left in the list
+        merged.append(first + second if (first, second) == pair else first)
+    return merged
+
+
+@pytest.mark.parametrize("wrong", [merge_pairs_wrongly, lambda pieces, pair: ["".join(pieces)]])
+def test_check_merge_rejects(wrong: Callable[..., list[str]]) -> None:
+    with pytest.raises(AssertionError, match=r"13\.1|missed|change"):
+        check_merge(wrong)
+
+
+def eos_after_padding(targets: list[list[int]]) -> tuple[Tensor, Tensor]:
+    width = max(map(len, targets))
+    padded = torch.tensor([target + [0] * (width - len(target)) for target in targets])
+    column = torch.ones(len(targets), 1, dtype=torch.long)
+    return torch.cat([column, padded], 1), torch.cat([padded, 2 * column], 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (eos_after_padding, "other way round"),
+        (lambda targets: tuple(reversed(eos_after_padding(targets))), "swapped"),
+        (lambda targets: (torch.tensor(targets), torch.tensor(targets)), "shape"),
+    ],
+)
+def test_check_shift_rejects(wrong: Callable[..., tuple[Tensor, Tensor]], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_shift(wrong)
+
+
+def average_of_shares(lengths: list[int], size: int) -> float:
+    groups = [lengths[start : start + size] for start in range(0, len(lengths), size)]
+    return sum(1 - sum(group) / (len(group) * max(group)) for group in groups) / len(groups)
+
+
+def last_batch_full(lengths: list[int], size: int) -> float:
+    groups = [lengths[start : start + size] for start in range(0, len(lengths), size)]
+    return 1 - sum(lengths) / sum(size * max(group) for group in groups)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (average_of_shares, "average"),
+        (last_batch_full, "last batch"),
+        (lambda lengths, size: 1.0, "no padding"),
+    ],
+)
+def test_check_padding_share_rejects(wrong: Callable[..., float], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_padding_share(wrong)
+
+
+def groups_by(
+    order: Callable[[list[int]], list[int]], count_padding: bool, keep_last: bool
+) -> Callable[..., object]:
+    def attempt(lengths: list[int], max_tokens: int) -> list[list[int]]:
+        if max(lengths) > max_tokens:
+            raise ValueError("too long")
+        groups: list[list[int]] = []
+        group: list[int] = []
+        for index in order(lengths):
+            new = [lengths[i] for i in [*group, index]]
+            if (len(new) * max(new) if count_padding else sum(new)) > max_tokens:
+                groups.append(group)
+                group = []
+            group.append(index)
+        return [*groups, group] if keep_last else groups
+
+    return attempt
+
+
+def by_length(lengths: list[int]) -> list[int]:
+    return sorted(range(len(lengths)), key=lengths.__getitem__)
+
+
+def test_check_groups_rejects(capsys: pytest.CaptureFixture[str]) -> None:
+    check_groups(groups_by(by_length, count_padding=True, keep_last=True))
+    assert "every check passed" in capsys.readouterr().out
+    for wrong, message in (
+        (groups_by(by_length, count_padding=False, keep_last=True), "only real tokens"),
+        (groups_by(by_length, count_padding=True, keep_last=False), "last group|no group"),
+        (
+            groups_by(lambda n: list(range(len(n))), count_padding=True, keep_last=True),
+            "similar lengths",
+        ),
+        (lambda lengths, max_tokens: [[index] for index in range(len(lengths))], "filled up"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            check_groups(wrong)
