@@ -24,7 +24,9 @@ sizes = st.integers(1, 12)
 
 @given(vocab_size=sizes, d_model=sizes, batch=sizes, length=sizes, seed=st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
-def test_embedding_equals_torch(vocab_size: int, d_model: int, batch: int, length: int, seed: int) -> None:
+def test_embedding_equals_torch(
+    vocab_size: int, d_model: int, batch: int, length: int, seed: int
+) -> None:
     torch.manual_seed(seed)
     embedding = TokenEmbedding(vocab_size, d_model)
     reader, writer = nn.Embedding(vocab_size, d_model), nn.Linear(d_model, vocab_size, bias=False)
@@ -100,7 +102,9 @@ def test_other_bad_sizes_are_refused() -> None:
 
 @given(d_model=sizes, d_ff=sizes, batch=sizes, length=sizes, seed=st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
-def test_feed_forward_equals_torch(d_model: int, d_ff: int, batch: int, length: int, seed: int) -> None:
+def test_feed_forward_equals_torch(
+    d_model: int, d_ff: int, batch: int, length: int, seed: int
+) -> None:
     torch.manual_seed(seed)
     ours = FeedForward(d_model, d_ff)
     convolution = nn.Sequential(nn.Conv1d(d_model, d_ff, 1), nn.ReLU(), nn.Conv1d(d_ff, d_model, 1))
@@ -108,7 +112,9 @@ def test_feed_forward_equals_torch(d_model: int, d_ff: int, batch: int, length: 
         for theirs, mine in zip(convolution.parameters(), ours.parameters(), strict=True):
             theirs.copy_(mine[..., None] if mine.dim() == 2 else mine)
     x = torch.randn(batch, length, d_model)
-    torch.testing.assert_close(ours(x), convolution(x.transpose(1, 2)).transpose(1, 2), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        ours(x), convolution(x.transpose(1, 2)).transpose(1, 2), atol=1e-5, rtol=1e-4
+    )
 
     layer = nn.TransformerEncoderLayer(d_model, 1, d_ff, dropout=0.0, batch_first=True)
     layer.linear1.load_state_dict(ours.inner.state_dict())
@@ -128,13 +134,15 @@ def test_positions_do_not_see_each_other() -> None:
     torch.testing.assert_close(feed_forward(x[:, order]), feed_forward(x)[:, order])
 
 
-
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
         (lambda tokens, weight: weight[tokens], "factor should be 4, not 1"),
         (lambda tokens, weight: weight[tokens] * weight.size(1), "factor should be 4, not 16"),
-        (lambda tokens, weight: (weight[tokens] * weight.size(1) ** 0.5).flatten(0, -2), "should have shape"),
+        (
+            lambda tokens, weight: (weight[tokens] * weight.size(1) ** 0.5).flatten(0, -2),
+            "should have shape",
+        ),
     ],
 )
 def test_exercise_1_refuses(attempt: object, message: str) -> None:
@@ -146,7 +154,10 @@ def test_exercise_1_refuses(attempt: object, message: str) -> None:
     ("attempt", "message"),
     [
         (lambda x, w_1, b_1, w_2, b_2: (x @ w_1 + b_1) @ w_2 + b_2, "counts as 0"),
-        (lambda x, w_1, b_1, w_2, b_2: F.relu(F.relu(x @ w_1 + b_1) @ w_2 + b_2), "cut off at the end"),
+        (
+            lambda x, w_1, b_1, w_2, b_2: F.relu(F.relu(x @ w_1 + b_1) @ w_2 + b_2),
+            "cut off at the end",
+        ),
         (lambda x, w_1, b_1, w_2, b_2: F.relu(x @ w_1) @ w_2 + b_2, "b_1 is added before the bend"),
         (lambda x, w_1, b_1, w_2, b_2: F.relu(x @ w_1 + b_1) @ w_2, r"b_2 = \(1, -2\)"),
         (lambda x, w_1, b_1, w_2, b_2: F.gelu(x @ w_1 + b_1) @ w_2 + b_2, "should be -6"),
@@ -157,12 +168,15 @@ def test_exercise_2_refuses(attempt: object, message: str) -> None:
         check_feed_forward(attempt)
 
 
-def counts(v: int, d: int, f: int, n: int, attentions: int = 3, bias: int = 1) -> tuple[int, int, int]:
+def counts(
+    v: int, d: int, f: int, n: int, attentions: int = 3, bias: int = 1
+) -> tuple[int, int, int]:
     return v * d, attentions * n * 4 * (d * d + bias * d), 2 * n * (2 * d * f + bias * (d + f))
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"), [({"attentions": 2}, "72 is asked for"), ({"bias": 0}, "72 is asked for")]
+    ("changed", "message"),
+    [({"attentions": 2}, "72 is asked for"), ({"bias": 0}, "72 is asked for")],
 )
 def test_exercise_3_refuses(changed: dict[str, int], message: str) -> None:
     check_parameter_counts(counts)
@@ -170,7 +184,9 @@ def test_exercise_3_refuses(changed: dict[str, int], message: str) -> None:
         check_parameter_counts(lambda *sizes: counts(*sizes, **changed))
 
 
-def gradient(tokens: Tensor, upstream: Tensor, vocab_size: int, overwrite: bool, factor: bool) -> Tensor:
+def gradient(
+    tokens: Tensor, upstream: Tensor, vocab_size: int, overwrite: bool, factor: bool
+) -> Tensor:
     result = upstream.new_zeros(vocab_size, upstream.size(-1))
     result.index_put_((tokens,), upstream, accumulate=not overwrite)
     return result * (math.sqrt(upstream.size(-1)) if factor else 1.0)
@@ -185,6 +201,9 @@ def test_exercise_4_refuses() -> None:
 
 
 def test_exercise_5_refuses_a_network_that_loses_negative_numbers() -> None:
-    w_1, w_2 = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 1.0, 0.0]]), torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+    w_1, w_2 = (
+        torch.tensor([[1.0, 0.0, 0.0], [-1.0, 1.0, 0.0]]),
+        torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]]),
+    )
     with pytest.raises(AssertionError, match="lost when it is negative"):
         check_maximum(lambda: (w_1, torch.zeros(3), w_2, torch.zeros(2)))

@@ -50,9 +50,7 @@ def test_equals_torch(
     torch.manual_seed(seed)
     d_model = num_heads * d_k
     ours, theirs = pair(d_model, num_heads, bias)
-    query, key, value = (
-        torch.randn(batch, length, d_model) for length in (queries, keys, keys)
-    )
+    query, key, value = (torch.randn(batch, length, d_model) for length in (queries, keys, keys))
     allowed = torch.rand(batch, num_heads, queries, keys) > 0.4
     allowed[..., 0] = True  # torch gives NaN for a row with nothing to attend to
     expected, expected_weights = theirs(
@@ -73,15 +71,10 @@ def test_gradients_equal_torch() -> None:
     ours(x, x, x, is_causal=True)[0].square().sum().backward()
     theirs(x, x, x, attn_mask=~causal_mask(5))[0].square().sum().backward()
     stacked = torch.cat(
-        [
-            getattr(ours, f"{part}_projection").weight.grad
-            for part in ("query", "key", "value")
-        ]
+        [getattr(ours, f"{part}_projection").weight.grad for part in ("query", "key", "value")]
     )
     torch.testing.assert_close(stacked, theirs.in_proj_weight.grad)
-    torch.testing.assert_close(
-        ours.output_projection.weight.grad, theirs.out_proj.weight.grad
-    )
+    torch.testing.assert_close(ours.output_projection.weight.grad, theirs.out_proj.weight.grad)
 
 
 def test_permutation_equivariant_and_causal() -> None:
@@ -97,9 +90,7 @@ def test_permutation_equivariant_and_causal() -> None:
     changed = x.clone()
     changed[:, 4:] += 1.0
     before, after = (attention(v, v, v, is_causal=True)[0] for v in (x, changed))
-    assert torch.equal(before[:, :4], after[:, :4]), (
-        "an earlier position noticed a later one"
-    )
+    assert torch.equal(before[:, :4], after[:, :4]), "an earlier position noticed a later one"
     assert not torch.allclose(before[:, 4:], after[:, 4:])
 
 
@@ -111,9 +102,7 @@ def test_padding_changes_nothing() -> None:
     other = torch.where(real[..., None], x, 100.0)
     before, after = (attention(v, v, v, padding_mask(tokens, 0))[0] for v in (x, other))
     torch.testing.assert_close(before[real], after[real])
-    torch.testing.assert_close(
-        before[1, :1], attention(x[1:, :1], x[1:, :1], x[1:, :1])[0][0]
-    )
+    torch.testing.assert_close(before[1, :1], attention(x[1:, :1], x[1:, :1], x[1:, :1])[0][0])
 
 
 def test_batch_of_two_is_two_batches_of_one() -> None:
@@ -162,8 +151,7 @@ def test_dropout_only_in_training() -> None:
 
 def test_without_bias_has_none() -> None:
     assert all(
-        "bias" not in name
-        for name, _ in MultiHeadAttention(8, 2, bias=False).named_parameters()
+        "bias" not in name for name, _ in MultiHeadAttention(8, 2, bias=False).named_parameters()
     )
 
 
@@ -229,9 +217,7 @@ class TwoLayers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x, x, x, None, True, False)[0]  # everything by position
-        return self.blocks[0](query=x, key=x, value=x, need_weights=False)[
-            0
-        ]  # everything by name
+        return self.blocks[0](query=x, key=x, value=x, need_weights=False)[0]  # everything by name
 
 
 def test_record_attention() -> None:
@@ -288,11 +274,7 @@ def multi_head(
     heads = F.scaled_dot_product_attention(
         q, k, v, scale=d_model**-0.5 if wrong.get("wide_scale") else None
     )
-    joined = (
-        heads.flatten(1, 2).reshape(q.size(0), -1, d_model)
-        if wrong.get("bad_join")
-        else None
-    )
+    joined = heads.flatten(1, 2).reshape(q.size(0), -1, d_model) if wrong.get("bad_join") else None
     joined = heads.transpose(1, 2).flatten(-2) if joined is None else joined
     return joined if wrong.get("no_output") else joined @ wo
 
@@ -313,9 +295,9 @@ def without_head(
 
 def destroys_the_module(attention: MultiHeadAttention, x: Tensor, head: int) -> Tensor:
     with torch.no_grad():
-        attention.output_projection.weight[
-            :, head * attention.d_k : (head + 1) * attention.d_k
-        ] = 0.0
+        attention.output_projection.weight[:, head * attention.d_k : (head + 1) * attention.d_k] = (
+            0.0
+        )
     return attention(x, x, x)[0]
 
 
@@ -401,8 +383,6 @@ def test_checks_accept_the_right_answer(
 
 
 @pytest.mark.parametrize(("check", "answer", "message"), WRONG)
-def test_checks_reject_likely_mistakes(
-    check: Callable, answer: Callable, message: str
-) -> None:
+def test_checks_reject_likely_mistakes(check: Callable, answer: Callable, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check(answer)

@@ -372,7 +372,7 @@ TOO_WIDE = """() => {
     const scrolls = "pre *, .pst-scrollable-table-container *, div.math *, .cell_output .output *";
     const name = e => `${e.tagName}.${e.className}: ${e.textContent.replace(/\\s+/g, " ").slice(0, 60)}`;
     return [`the page is ${html.scrollWidth} px wide`].concat(
-        [...document.querySelectorAll("main *")]
+        [...document.querySelectorAll(".bd-article *")]
             .filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !e.matches(scrolls))
             .slice(0, 5).map(name));
 }"""

@@ -1,4 +1,82 @@
-from .attention import *
-from .embeddings import *
-from .layers import *
-from .transformer import *
+"""The Transformer of 'Attention Is All You Need', built piece by piece.
+
+Every line comes out of a chapter of the book; this file is written by tools/export_modules.py.
+"""
+
+from transformer_lib.attention import (
+    MultiHeadAttention,
+    causal_mask,
+    padding_mask,
+    scaled_dot_product_attention,
+)
+from transformer_lib.data import (
+    Batch,
+    Example,
+    Pair,
+    encode_pairs,
+    load_pairs,
+    make_batch,
+    read_pairs,
+    token_batches,
+)
+from transformer_lib.decoding import greedy_decode
+from transformer_lib.embeddings import (
+    LearnedPositionalEncoding,
+    SinusoidalPositionalEncoding,
+    TokenEmbedding,
+    sinusoidal_positions,
+)
+from transformer_lib.layers import (
+    DecoderLayer,
+    EncoderLayer,
+    FeedForward,
+    LayerNorm,
+    ResidualConnection,
+)
+from transformer_lib.tokenizer import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS, train_tokenizer
+from transformer_lib.transformer import (
+    Decoder,
+    Encoder,
+    Transformer,
+    TransformerConfig,
+    count_parameters,
+    from_torch,
+    to_torch,
+)
+
+__all__ = [
+    "BOS_ID",
+    "EOS_ID",
+    "PAD_ID",
+    "SPECIAL_TOKENS",
+    "Batch",
+    "Decoder",
+    "DecoderLayer",
+    "Encoder",
+    "EncoderLayer",
+    "Example",
+    "FeedForward",
+    "LayerNorm",
+    "LearnedPositionalEncoding",
+    "MultiHeadAttention",
+    "Pair",
+    "ResidualConnection",
+    "SinusoidalPositionalEncoding",
+    "TokenEmbedding",
+    "Transformer",
+    "TransformerConfig",
+    "causal_mask",
+    "count_parameters",
+    "encode_pairs",
+    "from_torch",
+    "greedy_decode",
+    "load_pairs",
+    "make_batch",
+    "padding_mask",
+    "read_pairs",
+    "scaled_dot_product_attention",
+    "sinusoidal_positions",
+    "to_torch",
+    "token_batches",
+    "train_tokenizer",
+]

@@ -1,12 +1,69 @@
-"""Diagnostic checks of the reader's own implementation. Written from the chapters' cells: edit the chapter."""
+"""Checks of the reader's own solutions that say what is wrong and what is left to suspect.
 
+Written from chapters 0, 5, 6, 7, 8, 9, 10, 11, 12, 13 of the book: edit the chapter, then `make sync`.
+"""
+
+import copy
 import functools
+import math
+import random
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["diagnostic", "expect_tensor"]
+from transformer_lib.attention import MultiHeadAttention
+from transformer_lib.embeddings import sinusoidal_positions
+from transformer_lib.transformer import Transformer, TransformerConfig
+
+__all__ = [
+    "check_attention",
+    "check_attention_cost",
+    "check_causal_mask",
+    "check_centered_rows",
+    "check_crossing",
+    "check_decoder_layer",
+    "check_decoder_masks",
+    "check_diagnose",
+    "check_embedding",
+    "check_embedding_gradient",
+    "check_encoder_layer",
+    "check_feed_forward",
+    "check_grid_positions",
+    "check_groups",
+    "check_halves",
+    "check_join_heads",
+    "check_layer_norm",
+    "check_layer_norm_gradient",
+    "check_leak_detector",
+    "check_look_back",
+    "check_maximum",
+    "check_merge",
+    "check_multi_head_attention",
+    "check_padding_detector",
+    "check_padding_share",
+    "check_parameter_counts",
+    "check_parameter_formula",
+    "check_predicted_shape",
+    "check_reads_and_says",
+    "check_residual",
+    "check_sentence_log_probability",
+    "check_shift",
+    "check_stream_growth",
+    "check_tolerance",
+    "check_torch_masks",
+    "check_torch_padding_mask",
+    "check_wavelength",
+    "check_window_mask",
+    "check_without_head",
+    "diagnostic",
+    "expect_tensor",
+]
 
 
 # The check of an exercise: it takes the reader's attempt and raises AssertionError if that is wrong.
@@ -71,3 +128,1450 @@ def expect_tensor(value: object, shape: Sequence[int], what: str) -> Tensor:
         f"{what} should have shape {tuple(shape)}, not {tuple(value.shape)}"
     )
     return value
+
+
+@diagnostic("Exercise 0.1")
+def check_centered_rows(attempt: Callable[..., Tensor]) -> None:
+    """Center the rows of a matrix."""
+    one_row = torch.tensor([[1.0, 2.0, 6.0]])  # (1, 3)
+    centered = expect_tensor(attempt(one_row), (1, 3), "one centered row of three numbers")
+    assert torch.allclose(centered, torch.tensor([[-2.0, -1.0, 3.0]])), (
+        f"the row 1, 2, 6 has the mean 3, so it becomes -2, -1, 3; yours becomes {centered.tolist()[0]}"
+    )
+    rows = torch.tensor([[1.0, 2.0, 6.0], [10.0, 20.0, 60.0]])  # (2, 3)
+    centered = expect_tensor(attempt(rows), (2, 3), "two centered rows of three numbers")
+    means = [round(mean, 3) for mean in centered.mean(dim=-1).tolist()]
+    assert torch.allclose(centered.mean(dim=-1), torch.zeros(2), atol=1e-5), (
+        f"each row should have the mean 0, yours have {means}: do you subtract each row's own mean,"
+        " not one for all rows, nor one for each column?"
+    )
+    square = torch.tensor([[0.0, 2.0], [10.0, 30.0]])  # (2, 2)
+    centered = expect_tensor(attempt(square), (2, 2), "a centered square matrix")
+    assert torch.allclose(centered, torch.tensor([[-1.0, 1.0], [-10.0, 10.0]])), (
+        f"a square matrix comes out wrong: {centered.tolist()}. The means must stand in a column, (2, 1): keepdim=True"
+    )
+
+
+@diagnostic("Exercise 0.2")
+def check_tolerance(attempt: Callable[[int], float]) -> None:
+    """Choose a tolerance that holds at any seed and can still fail."""
+    tolerance = attempt(10_000)
+    assert isinstance(tolerance, float), f"a tolerance is one float, not {type(tolerance).__name__}"
+    assert tolerance < 0.1, (
+        f"a tolerance of {tolerance:.3g} lets a die of mean 3.6 pass: it is too generous"
+    )
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randint(1, 7, (400, 10_000), generator=generator).float().mean(dim=-1)  # (runs,)
+    failures = int(((means - 3.5).abs() >= tolerance).sum())
+    assert failures == 0, (
+        f"a fair die fails your claim in {failures} of 400 runs: {tolerance:.3g} is too strict"
+    )
+    assert tolerance > 0.065, (
+        f"{tolerance:.3g} held in 400 runs, but is under four standard errors: a seed will break it"
+    )
+    ratio = attempt(40_000) / tolerance
+    assert abs(ratio - 0.5) < 0.01, (
+        f"four times the throws should halve the tolerance; yours becomes {ratio:.3g} of it"
+    )
+
+
+@diagnostic("Exercise 0.3")
+def check_predicted_shape(attempt: Callable[[], tuple[int, ...]]) -> None:
+    """Predict the shape of query @ key.transpose(-2, -1)."""
+    shape = tuple(attempt())
+    assert len(shape) == 4, (
+        f"four dimensions go in and four come out; yours has {len(shape)}: {shape}"
+    )
+    assert shape[:2] == (2, 3), (
+        f"batch and heads, (2, 3), only come along; yours begins with {shape[:2]}"
+    )
+    assert 8 not in shape[2:], f"d_k = 8 is summed over, so it does not remain; yours is {shape}"
+    scores = torch.zeros(2, 3, 5, 8) @ torch.zeros(2, 3, 7, 8).transpose(-2, -1)  # (2, 3, 5, 7)
+    assert shape == tuple(scores.shape), (
+        f"one row for each query, one column for each key; yours is {shape}"
+    )
+
+
+@diagnostic("Exercise 5.1")
+def check_causal_mask(attempt: Callable[[int], Tensor]) -> None:
+    """Check a causal mask: length 1, then the first query, then the diagonal, then everything."""
+    mask = expect_tensor(attempt(1), (1, 1), "the mask of one position")
+    assert mask.dtype == torch.bool, f"the mask should be boolean, yours is {mask.dtype}"
+    assert mask.item() is True, "a single position may see itself: True means allowed"
+    mask = expect_tensor(attempt(4), (4, 4), "the mask of four positions")
+    assert mask.diagonal().all(), "every position may see itself: is it < where it should be <= ?"
+    assert mask[0].tolist() != [True] * 4, (
+        "query 0 sees the future: rows are queries, columns are keys (transposed?)"
+    )
+    assert mask.tolist() == [[j <= i for j in range(4)] for i in range(4)], (
+        f"row i should allow keys 0 to i, got {mask}"
+    )
+
+
+@diagnostic("Exercise 5.2")
+def check_attention(attempt: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> None:
+    """Check masked attention: one key isolates the values, equal keys the averaging, then scale, mask, batch."""
+    generator = torch.Generator().manual_seed(0)
+    query, key = (
+        torch.randn(3, 4, generator=generator),
+        torch.randn(5, 4, generator=generator),
+    )
+    value = torch.randn(5, 2, generator=generator)
+    every = torch.ones(3, 5, dtype=torch.bool)
+
+    one = expect_tensor(
+        attempt(query, key[:1], value[:1], every[:, :1]),
+        (3, 2),
+        "the output for 3 queries and 1 key",
+    )
+    assert torch.allclose(one, value[:1].expand(3, 2)), (
+        "with one key its value must come out: is the softmax over the keys?"
+    )
+    equal = attempt(query, key[:1].expand(5, 4), value, every)
+    assert torch.allclose(equal, value.mean(dim=0).expand(3, 2), atol=1e-6), (
+        "with equal keys the mean of all values must come out"
+    )
+
+    expected = F.scaled_dot_product_attention(query, key, value)
+    unscaled = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+    output = attempt(query, key, value, every)
+    assert not torch.allclose(output, unscaled, atol=1e-5), (
+        "the values are right, but the scores are not divided by sqrt(d_k)"
+    )
+    assert torch.allclose(output, expected, atol=1e-5), (
+        "with every key allowed the output is off: left to suspect are the scale (square root of the query's width), "
+        "the softmax's axis (the keys), and a mask upside down (True means allowed)"
+    )
+
+    only = torch.zeros(3, 5, dtype=torch.bool)
+    only[:, 2] = True
+    picked = attempt(query, key, value, only)
+    assert torch.isfinite(picked).all(), (
+        "a masked score became NaN: use masked_fill, not a product with -inf (0 * inf is NaN)"
+    )
+    assert torch.allclose(picked, value[2].expand(3, 2), atol=1e-5), (
+        "only key 2 is allowed, so value 2 must come out: is True 'allowed'?"
+    )
+    some = torch.tensor([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]], dtype=torch.bool)
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=some)
+    assert torch.allclose(attempt(query, key, value, some), expected, atol=1e-5), (
+        "with part of the keys allowed the output is off: is the mask applied before the softmax?"
+    )
+    batched = attempt(query.expand(6, 3, 4), key.expand(6, 5, 4), value.expand(6, 5, 2), some)
+    assert torch.allclose(batched, expected.expand(6, 3, 2), atol=1e-5), (
+        "a batch is off: transpose the last two dimensions only"
+    )
+
+
+@diagnostic("Exercise 5.3")
+def check_window_mask(attempt: Callable[[int, int], Tensor]) -> None:
+    """Check a window mask: radius 0, then both sides, then a window wider than the sentence."""
+    mask = expect_tensor(attempt(5, 0), (5, 5), "the mask for length 5")
+    assert mask.dtype == torch.bool, f"the mask should be boolean, yours is {mask.dtype}"
+    assert mask.tolist() == torch.eye(5).bool().tolist(), (
+        "radius 0: every position sees itself and nobody else"
+    )
+    mask = attempt(5, 1)
+    assert mask[2, 3] and mask[2, 1], "radius 1: position 2 sees both neighbors, 1 and 3"
+    assert not mask[2, 4] and not mask[0, 4], (
+        "radius 1: too far away is still allowed (or the window wraps around)"
+    )
+    assert mask.sum().item() == 13, (
+        f"radius 1, length 5: 13 pairs are allowed, yours allows {mask.sum().item()}"
+    )
+    assert attempt(5, 9).all(), "a radius beyond the sentence allows everything"
+
+
+@diagnostic("Exercise 5.4")
+def check_leak_detector(attempt: Callable[[Callable[[Tensor], Tensor]], bool]) -> None:
+    """Check a leak detector on honest attention, on a leak through the softmax's sum, and on a leak from one position."""
+
+    def causal(x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+    def open_to_all(x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x)
+
+    def masked_too_late(x: Tensor) -> Tensor:
+        return (x @ x.T / math.sqrt(x.size(-1))).softmax(dim=-1).tril() @ x
+
+    def peeks_once(x: Tensor) -> Tensor:
+        output = causal(x)
+        output[1] = output[1] + 1e-2 * x[2]
+        return output
+
+    verdicts = {
+        name.__name__: attempt(name) for name in (causal, open_to_all, masked_too_late, peeks_once)
+    }
+    wrong_types = {
+        name: type(verdict).__name__
+        for name, verdict in verdicts.items()
+        if not isinstance(verdict, bool)
+    }
+    assert not wrong_types, f"leaks should return True or False, but returned {wrong_types}"
+    assert not verdicts["causal"], (
+        "causal attention does not leak: position i may depend on position i itself"
+    )
+    assert verdicts["open_to_all"], "attention without a mask leaks, and you did not see it"
+    assert verdicts["masked_too_late"], (
+        "masking after the softmax leaks through its sum: compare exactly, not roughly"
+    )
+    assert verdicts["peeks_once"], (
+        "position 1 sees position 2 and nobody else leaks: do you try every position?"
+    )
+
+
+@diagnostic("Exercise 6.1")
+def check_join_heads(attempt: Callable[[Tensor], Tensor]) -> None:
+    """Check the joining of heads: one word, then one head, then all, entry by entry."""
+    one_word = expect_tensor(
+        attempt(torch.arange(6.0).view(1, 3, 1, 2)), (1, 1, 6), "3 heads of width 2, one word"
+    )
+    assert one_word.flatten().tolist() == [0, 1, 2, 3, 4, 5], (
+        f"one word: head 0's entries first, got {one_word.flatten()}"
+    )
+    one_head = expect_tensor(
+        attempt(torch.arange(6.0).view(1, 1, 3, 2)), (1, 3, 2), "one head of width 2, 3 words"
+    )
+    assert one_head.flatten().tolist() == [0, 1, 2, 3, 4, 5], (
+        f"one head is the whole word: got {one_head.tolist()}"
+    )
+    # the number says where an entry belongs: hundreds batch, tens word, ones entry
+    whole = (
+        100 * torch.arange(2.0)[:, None, None] + 10 * torch.arange(3.0)[:, None] + torch.arange(4.0)
+    )
+    heads = torch.stack([whole[..., :2], whole[..., 2:]], dim=1)  # (batch, heads, length, d_k)
+    joined = expect_tensor(attempt(heads), (2, 3, 4), "2 sentences, 2 heads, 3 words, width 4")
+    assert not torch.equal(joined, heads.reshape(2, 3, 4)), (
+        "the shape is right, but words are mixed up: word 1 begins with "
+        f"{joined[0, 1, 0]:.0f}, which belongs to word {joined[0, 1, 0] // 10:.0f}. Transpose before you join"
+    )
+    swapped = torch.cat([whole[..., 2:], whole[..., :2]], dim=-1)
+    assert not torch.equal(joined, swapped), (
+        "the heads are joined in the wrong order: head 0 comes first"
+    )
+    interleaved = heads.permute(0, 2, 3, 1).flatten(-2)
+    assert not torch.equal(joined, interleaved), (
+        "the heads' entries alternate: heads must come before d_k when you join"
+    )
+    assert torch.equal(joined, whole), (
+        f"some entries are in the wrong place: {joined.tolist()} should be {whole.tolist()}"
+    )
+
+
+@diagnostic("Exercise 6.2")
+def check_multi_head_attention(attempt: Callable[..., Tensor]) -> None:
+    """Check multi-head attention: one key isolates W_V and W_O, one head the scale, then the split."""
+    generator = torch.Generator().manual_seed(0)
+    # cross-attention
+    query, key, value = (torch.randn(2, length, 8, generator=generator) for length in (3, 5, 5))
+    maps = [torch.randn(8, 8, generator=generator) * 0.5 for _ in range(4)]
+    w_query, w_key, w_value, w_output = maps
+
+    one_key = expect_tensor(
+        attempt(query, key[:, :1], value[:, :1], *maps, 1), (2, 3, 8), "3 queries, 1 key, 1 head"
+    )
+    expected = (value[:, :1] @ w_value @ w_output).expand(2, 3, 8)
+    no_output = (value[:, :1] @ w_value).expand(2, 3, 8)
+    assert not torch.allclose(one_key, no_output, atol=1e-5), (
+        "with one key only W_V is seen: W_O is missing"
+    )
+    assert not torch.allclose(one_key, value[:, :1] @ w_value.T @ w_output.T, atol=1e-5), (
+        "x @ W, not x @ W.T"
+    )
+    assert torch.allclose(one_key, expected, atol=1e-5), (
+        "with one key the answer is value @ W_V @ W_O: suspect these two"
+    )
+    two_heads = attempt(query, key[:, :1], value[:, :1], *maps, 2)
+    assert torch.allclose(two_heads, expected, atol=1e-5), (
+        "with one key the number of heads cannot matter, but with 2 heads the output differs: suspect the joining of heads"
+    )
+
+    one_head = attempt(query, key, value, *maps, 1)
+    expected = (
+        F.scaled_dot_product_attention(query @ w_query, key @ w_key, value @ w_value) @ w_output
+    )
+    assert torch.allclose(one_head, expected, atol=1e-5), (
+        "one head with several keys is off: suspect W_Q, W_K (swapped?), the scale, the softmax's axis"
+    )
+
+    def reference(num_heads: int, scale: float | None = None) -> Tensor:
+        pieces = zip(*(m.chunk(num_heads, dim=1) for m in (w_query, w_key, w_value)), strict=True)
+        heads = [
+            F.scaled_dot_product_attention(query @ q, key @ k, value @ v, scale=scale)
+            for q, k, v in pieces
+        ]
+        return torch.cat(heads, dim=-1) @ w_output
+
+    output = attempt(query, key, value, *maps, 2)
+    assert not torch.allclose(output, reference(2, scale=8**-0.5), atol=1e-5), (
+        "the scores are divided by sqrt(d_model); each head has width d_k = d_model / num_heads"
+    )
+    for num_heads in (2, 4, 8):
+        output = attempt(query, key, value, *maps, num_heads)
+        assert torch.allclose(output, reference(num_heads), atol=1e-5), (
+            f"one head is right, {num_heads} are not: suspect the split (is there a transpose between view and attention, "
+            "and does head i own columns i * d_k and following?)"
+        )
+
+
+@diagnostic("Exercise 6.3")
+def check_attention_cost(attempt: Callable[[int, int, int, int], tuple[int, int]]) -> None:
+    """Check a cost formula against torch's own module and torch's own counter."""
+
+    def counted(queries: int, keys: int, d_model: int, num_heads: int) -> tuple[int, int]:
+        reference = nn.MultiheadAttention(d_model, num_heads, batch_first=True)
+        x, memory = torch.zeros(1, queries, d_model), torch.zeros(1, keys, d_model)
+        with FlopCounterMode(display=False) as counter:
+            reference(x, memory, memory)
+        return sum(p.numel() for p in reference.parameters()), counter.get_total_flops() // 2
+
+    answer = attempt(6, 6, 8, 2)
+    assert isinstance(answer, tuple) and len(answer) == 2, (
+        f"return (parameters, multiply_adds), not {answer!r}"
+    )
+    parameters, operations = counted(6, 6, 8, 2)
+    assert answer[0] != parameters - 4 * 8, (
+        f"{answer[0]} parameters are the matrices alone: add the four biases"
+    )
+    assert answer[0] == parameters, (
+        f"self-attention, d_model 8: torch has {parameters} parameters, you say {answer[0]}"
+    )
+    assert answer[1] != 2 * operations, (
+        f"{answer[1]} are floating-point operations: a multiply-add counts once here"
+    )
+    assert answer[1] == operations, (
+        f"6 words, d_model 8, 2 heads: torch counts {operations} multiply-adds, you say {answer[1]}"
+    )
+    assert attempt(6, 6, 8, 4) == answer, "with 4 heads instead of 2 the bill should be the same"
+    for sizes in ((3, 10, 16, 4), (10, 3, 16, 4)):
+        expected, answer = counted(*sizes), attempt(*sizes)
+        assert answer == expected, (
+            f"{sizes[0]} queries, {sizes[1]} keys: torch counts {expected}, you say {answer}"
+        )
+
+
+@diagnostic("Exercise 6.4")
+def check_without_head(attempt: Callable[[nn.Module, Tensor, int], Tensor]) -> None:
+    """Check the removal of a head: the only head, then one of four, then all four in turn."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 8, generator=generator)
+
+    def make(num_heads: int) -> MultiHeadAttention:
+        attention = MultiHeadAttention(8, num_heads)
+        for parameter in attention.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.5
+        return attention
+
+    only = make(1)
+    output = expect_tensor(attempt(only, x, 0), (2, 5, 8), "the output without the only head")
+    assert not torch.allclose(output, torch.zeros_like(output)), (
+        "without its only head attention still adds its output bias"
+    )
+    assert torch.allclose(output, only.output_projection.bias.expand(2, 5, 8), atol=1e-5), (
+        "without the only head nothing but the output bias should be left"
+    )
+
+    four = make(4)
+    before = copy.deepcopy(four.state_dict())
+    full = four(x, x, x)[0]
+    parts = [full - attempt(four, x, head) for head in range(4)]  # what each head contributes
+    changed = [
+        name
+        for name, parameter in four.state_dict().items()
+        if not torch.equal(parameter, before[name])
+    ]
+    assert not changed, f"the module is not as it was: {', '.join(changed)} changed. Work on a copy"
+    for head, part in enumerate(parts):
+        # A head whose values are all zero writes nothing: the same question asked in another way.
+        silent = copy.deepcopy(four)
+        rows = slice(2 * head, 2 * head + 2)
+        silent.value_projection.weight.data[rows] = 0.0
+        silent.value_projection.bias.data[rows] = 0.0
+        expected = full - silent(x, x, x)[0]
+        others = [
+            torch.allclose(part, parts[other], atol=1e-5) for other in range(4) if other != head
+        ]
+        assert not any(others), (
+            f"head {head} contributes the same as another head: is the argument `head` used?"
+        )
+        assert torch.allclose(part, expected, atol=1e-4), (
+            f"head {head} of 4: what is missing is not what this head writes. It owns entries {2 * head} and {2 * head + 1} "
+            "of the joined vector; remove it before W_O, not after"
+        )
+
+
+@diagnostic("Exercise 7.1")
+def check_wavelength(attempt: Callable[[int, int], float]) -> None:
+    """Check wavelengths: the fastest pair, then the role of i and of d_model."""
+    fastest = float(attempt(0, 512))
+    assert not math.isclose(fastest, 1.0), (
+        "pair 0 turns by one radian at each position; a whole turn is 2 pi radians"
+    )
+    assert math.isclose(fastest, 2 * math.pi), (
+        f"pair 0 has frequency 1, so wavelength 2 pi, not {fastest}"
+    )
+    middle = float(attempt(128, 512))
+    assert not math.isclose(middle, 2 * math.pi * 10), (
+        "i counts pairs: the exponent is 2i / d_model, not i / d_model"
+    )
+    assert not math.isclose(middle, 2 * math.pi / 100), (
+        "the wavelength grows with i: divide by the frequency"
+    )
+    assert math.isclose(middle, 2 * math.pi * 100), (
+        f"pair 128 of 256: 10000^(1/2) = 100 times 2 pi, not {middle}"
+    )
+    for i, d_model in ((3, 8), (5, 64)):
+        angle = attempt(i, d_model) / 10_000 ** (2 * i / d_model)
+        assert math.isclose(angle, 2 * math.pi), (
+            f"pair {i} of width {d_model} turns by {angle:.3f} radians, not by 2 pi"
+        )
+
+
+@diagnostic("Exercise 7.2")
+def check_halves(attempt: Callable[[int, int], Tensor]) -> None:
+    """Check the layout in halves: position 0 shows the layout, position 1 the frequencies."""
+    first = expect_tensor(attempt(1, 6), (1, 6), "the table of one position, width 6")[0]
+    assert first.tolist() != [0, 1, 0, 1, 0, 1], (
+        "sines and cosines alternate; here all sines come first"
+    )
+    assert first.tolist() == [0, 0, 0, 1, 1, 1], (
+        f"position 0 is sin(0) three times, cos(0) three times, not {first.tolist()}"
+    )
+    table = expect_tensor(attempt(4, 6), (4, 6), "the table of four positions, width 6").double()
+    frequency = torch.asin(table[1, :3])  # sin(1 * frequency): all three frequencies are at most 1
+    paper = 10_000.0 ** (-torch.arange(0, 6, 2, dtype=torch.float64) / 6)
+    assert not torch.allclose(frequency, paper, atol=1e-6), (
+        "these are the paper's frequencies; the code divides by n - 1"
+    )
+    wanted = torch.tensor([1.0, 0.01, 0.0001], dtype=torch.float64)
+    assert torch.allclose(frequency, wanted, atol=1e-6), (
+        f"the frequencies should be {wanted.tolist()}, not {frequency.tolist()}"
+    )
+    circle = table[:, :3].square() + table[:, 3:].square()
+    assert torch.allclose(circle, torch.ones_like(circle), atol=1e-5), (
+        "entry i and i + n should be sine and cosine of one angle"
+    )
+    angle = torch.outer(torch.arange(4, dtype=torch.float64), wanted)
+    assert torch.allclose(table[:, :3], angle.sin(), atol=1e-5), (
+        "position 1 is right, later ones are not"
+    )
+
+
+@diagnostic("Exercise 7.3")
+def check_look_back(attempt: Callable[[int, int], Tensor]) -> None:
+    """Check a matrix that turns positions back: width 2 shows the block, then the diagonal, then where it looks."""
+    table = sinusoidal_positions(60, 32)
+    still = expect_tensor(attempt(0, 2), (2, 2), "the matrix for back = 0, width 2")
+    assert torch.allclose(still, torch.eye(2), atol=1e-5), (
+        f"no step back is no turn, the identity, not {still.tolist()}"
+    )
+    block = expect_tensor(attempt(1, 2), (2, 2), "the matrix for back = 1, width 2")
+    origin = torch.tensor([0.0, 1.0])  # sine and cosine at position 0
+    assert not torch.allclose(
+        origin @ block, torch.tensor([math.sin(1), math.cos(1)]), atol=1e-5
+    ), (
+        "this turns forward: position 0 becomes position 1. Change the sign of the angle (or transpose)"
+    )
+    assert torch.allclose(origin @ block, torch.tensor([math.sin(-1), math.cos(-1)]), atol=1e-5), (
+        f"width 2, one step back: position 0 should become (sin(-1), cos(-1)), not {(origin @ block).tolist()}"
+    )
+    turn = expect_tensor(attempt(3, 32), (32, 32), "the matrix for back = 3, width 32").float()
+    outside = turn * (1 - torch.block_diag(*[torch.ones(2, 2)] * 16))
+    assert outside.abs().max() < 1e-6, (
+        "entries outside the 2x2 blocks on the diagonal should be 0: pairs must not mix"
+    )
+    assert torch.allclose((table @ turn)[3:], table[:-3], atol=1e-4), (
+        "the blocks do not turn each pair by its own angle: the frequency of pair i is 10000^(-2i / d_model)"
+    )
+    for back in (1, 7):
+        best = (table @ attempt(back, 32).float() @ table.T).argmax(dim=-1)
+        assert best[back:].tolist() == list(range(60 - back)), (
+            f"back = {back}: the positions looked at are {best.tolist()}"
+        )
+
+
+@diagnostic("Exercise 7.4")
+def check_grid_positions(attempt: Callable[[int, int, int], Tensor]) -> None:
+    """Check positions on a grid: one row, one column, then the order of the cells."""
+    half = sinusoidal_positions(5, 4)
+    one_row = expect_tensor(attempt(1, 3, 8), (3, 8), "a grid of 1 row and 3 columns")
+    assert not torch.allclose(one_row[:, :4], half[:3]), (
+        "the first half changes along a row: it should encode the row"
+    )
+    assert torch.allclose(one_row[:, :4], half[:1].expand(3, 4)), (
+        "in one row the first half should be row 0 everywhere"
+    )
+    assert torch.allclose(one_row[:, 4:], half[:3]), (
+        "in one row the second half should be columns 0, 1, 2"
+    )
+    one_column = expect_tensor(attempt(3, 1, 8), (3, 8), "a grid of 3 rows and 1 column")
+    assert torch.allclose(one_column[:, :4], half[:3]), (
+        "in one column the first half should be rows 0, 1, 2"
+    )
+    grid = expect_tensor(attempt(2, 5, 8), (10, 8), "a grid of 2 rows and 5 columns")
+    by_columns = torch.cat([half[:2].repeat(5, 1), half.repeat_interleave(2, dim=0)], dim=-1)
+    assert not torch.allclose(grid, by_columns), (
+        "the cells are listed column by column; list them row by row"
+    )
+    expected = torch.cat([half[:2].repeat_interleave(5, dim=0), half.repeat(2, 1)], dim=-1)
+    assert torch.allclose(grid, expected), (
+        "single rows and columns are right; in a grid some cell has the wrong row or column"
+    )
+
+
+@diagnostic("Exercise 8.1")
+def check_embedding(attempt: Callable[..., Tensor]) -> None:
+    """One feature first, where the factor is 1 and only rows can be wrong; then wider."""
+    column = torch.tensor([[10.0], [20.0], [30.0]])  # (vocabulary 3, d_model 1)
+    single = expect_tensor(
+        attempt(torch.tensor([2]), column), (1, 1), "the embedding of one token, d_model 1,"
+    )
+    assert single.item() == 30.0, f"token 2 should get row 2, which holds 30, not {single.item():g}"
+    tokens = torch.tensor([[0, 2, 2], [1, 0, 1]])
+    rows = expect_tensor(
+        attempt(tokens, column), (2, 3, 1), "the embedding of a (2, 3) batch, d_model 1,"
+    )
+    assert torch.equal(rows, column[tokens]), (
+        f"a batch gets the wrong rows: {rows.flatten().tolist()}"
+    )
+    weight = torch.randn(3, 16, generator=torch.Generator().manual_seed(8))
+    wide = expect_tensor(
+        attempt(tokens, weight), (2, 3, 16), "the embedding of a (2, 3) batch, d_model 16,"
+    )
+    factors = wide / weight[tokens]  # (2, 3, 16)
+    factor = factors.mean().item()
+    assert factors.sub(factor).abs().max() < 1e-3, (
+        "the rows are right for d_model 1, but mixed up for d_model 16"
+    )
+    assert abs(factor - 4) < 1e-3, (
+        f"the rows are right; for d_model 16 the factor should be 4, not {factor:.3g}"
+    )
+
+
+@diagnostic("Exercise 8.2")
+def check_feed_forward(attempt: Callable[..., Tensor]) -> None:
+    """Biases alone, then one number through one hidden feature, then a batch."""
+    zeros = (torch.zeros(2, 3), torch.zeros(3), torch.zeros(3, 2))
+    out = expect_tensor(
+        attempt(torch.ones(1, 1, 2), *zeros, torch.tensor([1.0, -2.0])),
+        (1, 1, 2),
+        "the output",
+    )
+    assert out[0, 0, 0].item() == 1, (
+        f"with all else zero the output should be b_2 = (1, -2), not {out.flatten().tolist()}"
+    )
+    assert out[0, 0, 1].item() != 0, (
+        "with all else zero the output should be b_2 = (1, -2): nothing is cut off at the end"
+    )
+    assert out.flatten().tolist() == [1.0, -2.0], (
+        f"with all else zero the output should be b_2 = (1, -2), not {out}"
+    )
+
+    def one(x: float, bias: float = 0.0) -> float:
+        """One feature in, one hidden, one out: max(0, x + bias) * -3."""
+        w_1, w_2 = torch.ones(1, 1), torch.full((1, 1), -3.0)
+        return attempt(
+            torch.full((1, 1, 1), x), w_1, torch.full((1,), bias), w_2, torch.zeros(1)
+        ).item()
+
+    assert abs(one(2.0) + 6) < 1e-5, (
+        f"x 2, W_1 1, W_2 -3, no biases: should be -6, not {one(2.0):g}"
+    )
+    assert one(-2.0) == 0, (
+        f"x -2 gives a negative hidden feature, which counts as 0; your output is {one(-2.0):g}"
+    )
+    assert abs(one(-2.0, 3.0) + 3) < 1e-5, (
+        f"x -2, b_1 3: b_1 is added before the bend, so -3, not {one(-2.0, 3.0):g}"
+    )
+    generator = torch.Generator().manual_seed(8)
+    shapes = ((2, 3, 4), (4, 5), (5,), (5, 4), (4,))
+    x, w_1, b_1, w_2, b_2 = (torch.randn(shape, generator=generator) for shape in shapes)
+    out = expect_tensor(
+        attempt(x, w_1, b_1, w_2, b_2),
+        (2, 3, 4),
+        "the output of a (2, 3, 4) batch, d_ff 5,",
+    )
+    for feature in range(4):
+        expected = b_2[feature].item()
+        for i in range(5):
+            match = b_1[i].item() + sum(x[1, 2, j].item() * w_1[j, i].item() for j in range(4))
+            expected += max(0.0, match) * w_2[i, feature].item()
+        got = out[1, 2, feature].item()
+        assert abs(got - expected) < 1e-4, (
+            f"right for width 1, wrong for d_model 4, d_ff 5: {got:.4g}, not {expected:.4g}"
+        )
+
+
+@diagnostic("Exercise 8.3")
+def check_parameter_counts(attempt: Callable[..., tuple[int, int, int]]) -> None:
+    """Sizes of which only one part is there; then numbers counted by hand."""
+    counts = attempt(10, 1, 1, 0)
+    assert len(counts) == 3, (
+        f"three numbers are asked for: embedding, attention, feed-forward; got {len(counts)}"
+    )
+    assert counts[1] == counts[2] == 0, (
+        f"without layers there is no attention and no feed-forward network: {counts}"
+    )
+    assert counts[0] == 10, (
+        f"10 tokens of width 1: one shared matrix holds 10 numbers, not {counts[0]}"
+    )
+    _, attention, feed_forward = attempt(10, 2, 3, 1)
+    assert attention not in (48, 36), (
+        f"{attention} is right without biases or with one attention a layer; 72 is asked for"
+    )
+    assert attention == 72, (
+        f"d_model 2, one layer each: 3 attentions of 4 (4 + 2) numbers make 72, not {attention}"
+    )
+    assert feed_forward != 24, "24 leaves the biases out: there are 3 + 2 of them in each network"
+    assert feed_forward == 34, (
+        f"d_model 2, d_ff 3, one layer each: 2 (6 + 3 + 6 + 2) make 34, not {feed_forward}"
+    )
+    base = attempt(37_000, 512, 2048, 6)
+    assert tuple(base) == (18_944_000, 18_911_232, 25_196_544), (
+        f"right for one layer; the base model comes out as {base}"
+    )
+
+
+@diagnostic("Exercise 8.4")
+def check_embedding_gradient(attempt: Callable[..., Tensor]) -> None:
+    """Width 1 isolates which rows get what; then a repeated token; then the factor."""
+    ones = torch.ones(1, 2, 1)
+    once = expect_tensor(
+        attempt(torch.tensor([[1, 3]]), ones, 5),
+        (5, 1),
+        "the gradient for 5 tokens, d_model 1,",
+    ).flatten()
+    assert once.tolist() == [0, 1, 0, 1, 0], (
+        f"tokens 1 and 3 were read: their rows get 1, the others 0, not {once.tolist()}"
+    )
+    twice = attempt(torch.tensor([[3, 3]]), torch.tensor([[[1.0], [10.0]]]), 5).flatten()
+    assert twice[3] not in (1, 10), (
+        "token 3 was read twice, but only one of the two gradients has arrived: they overwrite"
+    )
+    assert twice.tolist() == [0, 0, 0, 11, 0], (
+        f"token 3 was read twice, with 1 and 10: its row gets 11, not {twice[3]:g}"
+    )
+    wide = expect_tensor(
+        attempt(torch.tensor([[0]]), torch.ones(1, 1, 16), 2),
+        (2, 16),
+        "the gradient for d_model 16",
+    )
+    factor = wide[0].mean().item()
+    assert abs(factor - 4) < 1e-3, (
+        f"the forward factor is 4 for d_model 16, so the gradient's is too, not {factor:.3g}"
+    )
+    generator = torch.Generator().manual_seed(8)
+    tokens, upstream = (
+        torch.randint(6, (2, 7), generator=generator),
+        torch.randn(2, 7, 4, generator=generator),
+    )
+    weight = torch.zeros(6, 4, requires_grad=True)
+    (expected,) = torch.autograd.grad(F.embedding(tokens, weight) * 2, weight, upstream)
+    got = expect_tensor(
+        attempt(tokens, upstream, 6), (6, 4), "the gradient of a (2, 7) batch, d_model 4,"
+    )
+    gap = (got - expected).abs().max().item()
+    assert gap < 1e-5, f"right for one row of tokens; a batch of two is off by {gap:.3g}"
+
+
+@diagnostic("Exercise 8.5")
+def check_maximum(attempt: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
+    """Shapes; then points whose answer needs one feature after the other; then the whole plane."""
+    answer = attempt()
+    assert isinstance(answer, tuple | list), (
+        f"a tuple of four tensors is asked for, not {type(answer).__name__}"
+    )
+    assert len(answer) == 4, "four tensors are asked for: w_1, b_1, w_2, b_2"
+    for value, shape, name in zip(
+        answer, ((2, 3), (3,), (3, 2), (2,)), ("w_1", "b_1", "w_2", "b_2"), strict=True
+    ):
+        expect_tensor(value, shape, name)
+    w_1, b_1, w_2, b_2 = (value.float() for value in answer)
+
+    def network(a: float, b: float) -> list[float]:
+        x = torch.tensor([float(a), float(b)])
+        return [
+            round(value, 4) for value in (torch.clamp(x @ w_1 + b_1, min=0) @ w_2 + b_2).tolist()
+        ]
+
+    assert network(0, 0) == [0, 0], (
+        f"(0, 0) should give (0, 0), not {network(0, 0)}: look at the biases"
+    )
+    assert network(1, 3) == [3, 3], (
+        f"(1, 3) should give (3, 3), not {network(1, 3)}: here b is the larger"
+    )
+    assert network(3, 1) == [3, 3], (
+        f"(3, 1) should give (3, 3), not {network(3, 1)}: right where b is larger, wrong where a is"
+    )
+    negative = network(-3, -1)
+    assert negative == [-1, -1], (
+        f"(-3, -1) should give (-1, -1), not {negative}: b is lost when it is negative"
+    )
+    for a in range(-4, 5):
+        for b in range(-4, 5):
+            assert network(a, b) == [max(a, b)] * 2, (
+                f"({a}, {b}) should give {max(a, b)} twice, not {network(a, b)}"
+            )
+
+
+@diagnostic("Exercise 9.1")
+def check_layer_norm(attempt: Callable[..., Tensor]) -> None:
+    """Known numbers: eps 0 isolates the variance, a large eps its place; then gain, shift, batch."""
+    one, zero = torch.ones(2), torch.zeros(2)
+    pair = expect_tensor(
+        attempt(torch.tensor([[4.0, 8.0]]), one, zero, 0.0), (1, 2), "the norm of one position"
+    ).flatten()
+    assert abs(pair.sum().item()) < 1e-4, (
+        f"(4, 8) should come out with mean 0, not {pair.mean().item():.3g}"
+    )
+    unbiased = abs(pair[1].item() - 0.5**0.5) < 1e-3
+    assert not unbiased, (
+        "(4, 8) came out as (-0.71, 0.71): your variance divides by d_model - 1; it should by d_model"
+    )
+    assert abs(pair[1].item() - 1) < 1e-3, (
+        f"(4, 8) with eps 0 should come out as (-1, 1), not {pair.tolist()}"
+    )
+    wide = attempt(torch.tensor([[-1.0, 1.0]]), one, zero, 3.0)[0, 1].item()
+    assert abs(wide - 0.25) > 1e-3, (
+        "(-1, 1) with eps 3 came out as 1/4: eps stands outside the root, it belongs inside"
+    )
+    assert abs(wide - 0.5) < 1e-3, (
+        f"(-1, 1) with eps 3 should have 1 / sqrt(1 + 3) = 0.5 on the right, not {wide:.3g}"
+    )
+    learned = attempt(
+        torch.tensor([[4.0, 8.0]]), torch.tensor([2.0, 3.0]), torch.tensor([10.0, 20.0]), 0.0
+    ).flatten()
+    expected = torch.tensor([8.0, 23.0])
+    message = (
+        f"gain (2, 3) and shift (10, 20) should turn (-1, 1) into (8, 23), not {learned.tolist()}"
+    )
+    assert (learned - expected).abs().max() < 1e-3, message
+    x = (
+        torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(9))
+        * torch.tensor([1.0, 10.0, 100.0])[:, None]
+    )
+    normed = expect_tensor(
+        attempt(x, torch.ones(4), torch.zeros(4), 1e-5), (2, 3, 4), "the norm of a (2, 3, 4) batch"
+    )
+    means, stds = normed.mean(dim=-1), normed.std(dim=-1, correction=0)
+    message = f"right for one position; in a batch the positions' means are {means.flatten().tolist()}: which axis?"
+    assert means.abs().max() < 1e-3, message
+    message = f"right for one position; in a batch the standard deviations are {stds.flatten().tolist()}: which axis?"
+    assert (stds - 1).abs().max() < 1e-2, message
+
+
+@diagnostic("Exercise 9.2")
+def check_residual(attempt: Callable[..., Tensor]) -> None:
+    """Functions so different that the number that comes out tells in which order they were called."""
+
+    def run(norm_first: bool) -> float:
+        x = torch.tensor([[1.0]])
+        out = attempt(x, lambda x: x + 1, lambda x: 100 * x, lambda x: 10 * x, norm_first)
+        assert x.item() == 1, (
+            f"x itself was changed in place, to {x.item():g}: `x +=` does that. Make a new tensor"
+        )
+        return expect_tensor(out, (1, 1), "the output").item()
+
+    # sublayer(x) = x + 1, norm(x) = 100 x, dropout(x) = 10 x, x = 1
+    post_slips = {
+        2000: "x is not added: 1 is missing from the sum",
+        300: "dropout is not applied",
+        3000: "dropout acts on the sum; it belongs on the sub-layer's output, before x is added",
+        120: "only x is normalized; post-norm normalizes the sum",
+        2001: "only the sub-layer's output is normalized; post-norm normalizes the sum",
+        21: "nothing is normalized",
+        1011: "that is pre-norm; norm_first=False asks for post-norm",
+    }
+    post = run(False)
+    assert post == 2100, (
+        f"post-norm: 100 (1 + 10 (1 + 1)) is 2100, not {post:g}: {post_slips.get(int(post), 'look at the order')}"
+    )
+    pre_slips = {
+        1010: "x is not added",
+        102: "dropout is not applied",
+        1110: "the sum starts from the normalized x; the stream should pass by the norm",
+        2001: "the sub-layer's output is normalized; pre-norm normalizes its input",
+        21: "nothing is normalized",
+        1020: "dropout acts on the sum; it belongs on the sub-layer's output, before x is added",
+        2100: "that is post-norm; norm_first=True asks for pre-norm",
+    }
+    pre = run(True)
+    assert pre == 1011, (
+        f"pre-norm: 1 + 10 (100 + 1) is 1011, not {pre:g}: {pre_slips.get(int(pre), 'look at the order')}"
+    )
+
+
+@diagnostic("Exercise 9.3")
+def check_stream_growth(attempt: Callable[..., tuple[float, float]]) -> None:
+    """Numbers that come out round; then against a stream made of random numbers."""
+    still = attempt(2.0, 0.0, 5)
+    assert len(still) == 2, (
+        f"two numbers are asked for: the final size and the last addition's share; got {len(still)}"
+    )
+    assert abs(still[0] - 2) < 1e-6, (
+        f"additions of size 0 change nothing: the stream stays at 2, not {still[0]:g}"
+    )
+    size, share = attempt(3.0, 4.0, 1)
+    assert abs(size - 7) > 1e-6, "3 and 4 gave 7: standard deviations do not add, variances do"
+    assert abs(size - 25) > 1e-6, "3 and 4 gave 25: that is the variance; its root is asked for"
+    assert abs(size - 5) < 1e-6, f"3 and 4 give sqrt(9 + 16) = 5, not {size:g}"
+    assert abs(share - 0.8) > 1e-6, (
+        "4/5 compares the addition with the stream after it; asked is the stream before, 3"
+    )
+    assert abs(share - 4 / 3) < 1e-6, (
+        f"one addition of size 4 to a stream of size 3 is 4/3 of it, not {share:g}"
+    )
+    generator = torch.Generator().manual_seed(9)
+    stream = torch.randn(100_000, generator=generator)
+    before = stream
+    for _ in range(24):
+        before, stream = stream, stream + torch.randn(100_000, generator=generator)
+    size, share = attempt(1.0, 1.0, 24)
+    real, real_share = stream.std().item(), 1 / before.std().item()
+    assert abs(size - real) < 0.1, (
+        f"right for one addition; for 24 of size 1 a real stream has {real:.2f}, not {size:.2f}"
+    )
+    assert abs(share - real_share) < 0.01, (
+        f"the 24th addition is {real_share:.2f} of the stream before it, not {share:.2f}"
+    )
+
+
+@diagnostic("Exercise 9.4")
+def check_layer_norm_gradient(attempt: Callable[..., Tensor]) -> None:
+    """Two directions in which nothing can flow, because the norm removes them; then the size; then autograd."""
+    generator = torch.Generator().manual_seed(9)
+    x, upstream = (
+        torch.randn(2, 3, 6, generator=generator),
+        torch.randn(2, 3, 6, generator=generator),
+    )
+    flat = expect_tensor(
+        attempt(x, torch.ones(2, 3, 6), 1e-5), (2, 3, 6), "the gradient of a (2, 3, 6) batch"
+    )
+    message = "a constant upstream should give 0, since adding a constant to x changes nothing: see the mean"
+    assert flat.abs().max() < 1e-4, message
+    through_std = (
+        (attempt(x, upstream, 1e-8) * (x - x.mean(dim=-1, keepdim=True)))
+        .sum(dim=-1)
+        .abs()
+        .max()
+        .item()
+    )
+    message = (
+        "scaling x changes nothing, so the gradient should be at right angles to x - mean: see s"
+    )
+    assert through_std < 1e-3, message
+    leaf = x.clone().requires_grad_()
+    for eps in (1e-5, 0.1):
+        (expected,) = torch.autograd.grad(F.layer_norm(leaf, (6,), eps=eps), leaf, upstream)
+        got = attempt(x, upstream, eps)
+        ratio = (got / expected).median().item()
+        gap = (got - expected).abs().max().item()
+        message = f"with eps {eps} off by {gap:.2g}, and {ratio:.2f} times as large as it should be"
+        assert gap < 1e-4, message
+
+
+@diagnostic("Exercise 10.1")
+def check_torch_padding_mask(attempt: Callable[[Tensor], Tensor]) -> None:
+    """Check a mask for torch: shape and type, then its meaning, then a batch of one."""
+    ours = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)[
+        :, None, None, :
+    ]  # (batch, 1, 1, length)
+    mask = expect_tensor(attempt(ours), (2, 5), "torch's mask")
+    assert mask.dtype == torch.bool, f"the mask should be boolean, yours is {mask.dtype}"
+    assert not torch.equal(mask, ours[:, 0, 0]), (
+        "the shape is right; but in torch's mask True means padding"
+    )
+    assert mask.tolist() == [[False] * 3 + [True] * 2, [False] * 5], (
+        f"only positions 3 and 4 of row 0 are padding, got {mask}"
+    )
+    expect_tensor(
+        attempt(ours[:1, ..., :1]),
+        (1, 1),
+        "the mask of one sentence of one word (squeeze removes too much)",
+    )
+
+
+@diagnostic("Exercise 10.2")
+def check_encoder_layer(attempt: Callable[..., Tensor]) -> None:
+    """Check an encoder layer: each part alone, then all of them, in both norm orders."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 4, generator=generator)  # (batch, length, d_model)
+    shape = (2, 3, 4)
+
+    def zero(x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    def same(x: Tensor) -> Tensor:
+        return x
+
+    def mix(x: Tensor) -> Tensor:
+        return x.mean(dim=1, keepdim=True).expand_as(x) + 1.0
+
+    def square(x: Tensor) -> Tensor:
+        return x.square()
+
+    def halve(x: Tensor) -> Tensor:
+        return x / 2
+
+    def cube(x: Tensor) -> Tensor:
+        return x**3
+
+    for norm_first in (False, True):
+        order = "pre-norm" if norm_first else "post-norm"
+        nothing = expect_tensor(
+            attempt(x, zero, zero, same, same, norm_first), shape, f"{order}: the output"
+        )
+        assert torch.allclose(nothing, x), (
+            f"{order}, both sub-layers give zeros, norms do nothing: x must come out (residuals?)"
+        )
+        only_mix = attempt(x, mix, zero, same, same, norm_first)
+        assert not torch.allclose(only_mix, mix(x)), (
+            f"{order}: the residual around attention is missing"
+        )
+        assert torch.allclose(only_mix, x + mix(x)), (
+            f"{order}: with attention alone and no norms, x + attend(x) must come out"
+        )
+        only_square = attempt(x, zero, square, same, same, norm_first)
+        assert not torch.allclose(only_square, square(x)), (
+            f"{order}: the residual around the feed-forward network is missing"
+        )
+        assert torch.allclose(only_square, x + square(x)), (
+            f"{order}: with the feed-forward network alone, x + ffn(x) must come out"
+        )
+        mixed = x + mix(x)
+        both = attempt(x, mix, square, same, same, norm_first)
+        assert not torch.allclose(both, x + mix(x) + square(x)), (
+            f"{order}: the feed-forward network must read what attention returned"
+        )
+        assert torch.allclose(both, mixed + square(mixed)), (
+            f"{order}: both sub-layers without norms are off: attention first"
+        )
+
+    post = halve(x + mix(x))
+    post = cube(post + square(post))
+    pre = x + mix(halve(x))
+    pre = pre + square(cube(pre))
+    got_post, got_pre = (
+        attempt(x, mix, square, halve, cube, False),
+        attempt(x, mix, square, halve, cube, True),
+    )
+    assert not torch.allclose(got_post, pre), (
+        "norm_first is the wrong way round: False is post-norm, the paper's order"
+    )
+    assert torch.allclose(got_post, post), (
+        "post-norm: the norms are off. It is norm(x + sublayer(x)), norm_1 for attention, norm_2 for the other"
+    )
+    assert torch.allclose(got_pre, pre), (
+        "pre-norm: the norms are off. x + sublayer(norm(x)): the residual adds the x that was NOT normalized"
+    )
+
+
+@diagnostic("Exercise 10.3")
+def check_crossing(attempt: Callable[[int, int], int]) -> None:
+    """Check the crossing by trying the lengths around it, for usual and unusual shapes."""
+
+    def attention_wins(n: int, d_model: int, d_ff: int) -> bool:
+        return 8 * n * d_model**2 + 4 * n**2 * d_model >= 4 * n * d_model * d_ff
+
+    base = attempt(512, 2048)
+    assert isinstance(base, int), f"a length is a whole number (int), got {type(base).__name__}"
+    assert base != 2048, (
+        "at 2,048 the pairs ALONE cost as much as the feed-forward network: the maps count too"
+    )
+    assert base != 3072, (
+        "at 3,072 the pairs cost as much as all the rest: here the maps belong to attention"
+    )
+    for d_model, d_ff in (
+        (512, 2048),
+        (1024, 4096),
+        (300, 901),
+        (7, 100),
+        (256, 512),
+        (256, 128),
+    ):
+        n = attempt(d_model, d_ff)
+        assert n >= 1, f"d_model {d_model}, d_ff {d_ff}: a length is at least 1, got {n}"
+        assert attention_wins(n, d_model, d_ff), (
+            f"d_model {d_model}, d_ff {d_ff}: at length {n} attention is still cheaper"
+        )
+        assert n == 1 or not attention_wins(n - 1, d_model, d_ff), (
+            f"d_model {d_model}, d_ff {d_ff}: {n} is not the smallest"
+        )
+
+
+@diagnostic("Exercise 10.4")
+def check_padding_detector(
+    attempt: Callable[[Callable[[Tensor, Tensor], Tensor]], bool],
+) -> None:
+    """Check a padding detector on an honest encoder and on four faulty ones."""
+
+    def average(x: Tensor, mask: Tensor) -> Tensor:
+        real = mask[:, 0, 0, :, None].to(x.dtype)  # (batch, length, 1)
+        return x + (x * real).sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True).clamp(min=1)
+
+    def honest(x: Tensor, mask: Tensor) -> Tensor:
+        return average(average(x, mask), mask)
+
+    def forgets_the_mask(x: Tensor, mask: Tensor) -> Tensor:
+        return honest(x, torch.ones_like(mask))
+
+    def masks_once(x: Tensor, mask: Tensor) -> Tensor:
+        return average(average(x, mask), torch.ones_like(mask))
+
+    def upside_down(x: Tensor, mask: Tensor) -> Tensor:
+        return honest(x, ~mask)
+
+    def counts_the_pads(x: Tensor, mask: Tensor) -> Tensor:
+        real = mask[:, 0, 0, :, None].to(x.dtype)  # (batch, length, 1)
+        return x + (x * real).sum(dim=1, keepdim=True) / x.size(1)
+
+    encoders = (honest, forgets_the_mask, masks_once, upside_down, counts_the_pads)
+    verdicts = {encoder.__name__: attempt(encoder) for encoder in encoders}
+    kinds = {
+        name: type(verdict).__name__
+        for name, verdict in verdicts.items()
+        if not isinstance(verdict, bool)
+    }
+    assert not kinds, f"the detector should return True or False, but returned {kinds}"
+    assert verdicts["honest"], (
+        "the honest encoder was accused: compare real positions only, and allow for rounding"
+    )
+    assert not verdicts["forgets_the_mask"], (
+        "an encoder without any mask went unnoticed: does your test batch have padding?"
+    )
+    assert not verdicts["upside_down"], "an encoder with the mask upside down went unnoticed"
+    assert not verdicts["masks_once"], (
+        "an encoder that masks once only went unnoticed: change the pads' content"
+    )
+    assert not verdicts["counts_the_pads"], (
+        "an encoder that divides by the padded length went unnoticed: change the AMOUNT"
+    )
+
+
+@diagnostic("Exercise 11.1")
+def check_shift(attempt: Callable[[Tensor, int, int], tuple[Tensor, Tensor]]) -> None:
+    """Check input and answer of a decoder: shapes, ends, then the shift between the two."""
+    target = torch.tensor([[5, 6, 7], [8, 9, 5]])  # (batch, length)
+    pair = attempt(target, 1, 2)
+    assert isinstance(pair, tuple), f"return (input, answer), got {type(pair).__name__}"
+    assert len(pair) == 2, f"return (input, answer), got {len(pair)} values"
+    decoder_input = expect_tensor(pair[0], (2, 4), "the decoder's input")
+    answer = expect_tensor(pair[1], (2, 4), "the answer")
+    for name, tensor in (("input", decoder_input), ("answer", answer)):
+        assert tensor.dtype == torch.long, (
+            f"the {name} should hold token ids, torch.long, got {tensor.dtype}"
+        )
+    assert (decoder_input[:, 0] == 1).all(), (
+        f"the input should begin with bos_id = 1, got {decoder_input[:, 0].tolist()}"
+    )
+    assert (decoder_input != 2).all(), "eos_id is in the input: it is only ever predicted"
+    assert (answer != 1).all(), "bos_id is in the answer: nobody has to predict it"
+    assert (answer[:, -1] == 2).all(), (
+        f"the answer should end with eos_id = 2, got {answer[:, -1].tolist()}"
+    )
+    assert torch.equal(answer[:, :-1], decoder_input[:, 1:]), (
+        "the answer at i should be the input at i + 1"
+    )
+    assert torch.equal(answer[:, :-1], target), (
+        f"the words themselves should be {target.tolist()}, got {answer[:, :-1].tolist()}"
+    )
+
+
+@diagnostic("Exercise 11.2")
+def check_decoder_layer(attempt: Callable[..., Tensor]) -> None:
+    """Check a decoder layer: what each attention is given, then each sub-layer alone, then everything."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 4, generator=generator)  # (batch, target, d_model)
+    memory = torch.randn(2, 5, 4, generator=generator)  # (batch, source, d_model)
+    calls: list[tuple[str, Tensor, Tensor, Tensor, bool]] = []
+
+    def zero(x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    def same(x: Tensor) -> Tensor:
+        return x
+
+    def attention(name: str, scale: float) -> Callable[[Tensor, Tensor, Tensor, bool], Tensor]:
+        def attend(query: Tensor, key: Tensor, value: Tensor, is_causal: bool) -> Tensor:
+            calls.append((name, query, key, value, is_causal))
+            return scale * F.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
+
+        return attend
+
+    quiet = attempt(x, memory, attention("self", 0), attention("cross", 0), zero, same, same, same)
+    expect_tensor(quiet, (2, 3, 4), "the output")
+    names = [call[0] for call in calls]
+    assert names == ["self", "cross"], (
+        f"call attend once, then attend_across once; you called {names}"
+    )
+    (_, query, key, value, causal), (_, across_query, across_key, across_value, across_causal) = (
+        calls
+    )
+    assert all(torch.equal(part, x) for part in (query, key, value)), (
+        "self-attention: query, key and value are all x"
+    )
+    assert causal is True, "self-attention in a decoder must not look ahead: is_causal is True"
+    assert not torch.equal(across_query, memory), (
+        "cross-attention: the TARGET asks, the memory answers"
+    )
+    assert torch.equal(across_key, memory), "cross-attention: the keys come from the memory"
+    assert torch.equal(across_value, memory), "cross-attention: the values come from the memory too"
+    assert across_causal is False, "cross-attention may see the whole source: is_causal is False"
+    assert torch.allclose(quiet, x), (
+        "all sub-layers give zeros and norms do nothing: x must come out (residuals?)"
+    )
+
+    calls.clear()
+    output = attempt(x, memory, attention("self", 1), attention("cross", 1), zero, same, same, same)
+    first = x + F.scaled_dot_product_attention(x, x, x, is_causal=True)
+    assert torch.allclose(calls[1][1], first, atol=1e-6), (
+        "cross-attention must ask with what self-attention returned"
+    )
+    second = first + F.scaled_dot_product_attention(first, memory, memory)
+    assert torch.allclose(output, second, atol=1e-6), (
+        "both attentions without feed-forward are off: residuals?"
+    )
+    fed = attempt(
+        x, memory, attention("self", 1), attention("cross", 1), torch.square, same, same, same
+    )
+    assert torch.allclose(fed, second + second.square(), atol=1e-5), (
+        "the feed-forward sub-layer is off: x + ffn(x)"
+    )
+
+    def halve(x: Tensor) -> Tensor:
+        return x / 2
+
+    def shift(x: Tensor) -> Tensor:
+        return x + 1.0
+
+    def negate(x: Tensor) -> Tensor:
+        return -x
+
+    output = attempt(
+        x, memory, attention("self", 1), attention("cross", 1), torch.square, halve, shift, negate
+    )
+    one = halve(first)
+    two = shift(one + F.scaled_dot_product_attention(one, memory, memory))
+    assert torch.allclose(output, negate(two + two.square()), atol=1e-5), (
+        "without norms all is right, with norms not: norm(x + sublayer(x)), norm_1, norm_2, norm_3 in this order"
+    )
+
+
+@diagnostic("Exercise 11.3")
+def check_decoder_masks(attempt: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]) -> None:
+    """Check the two masks of a decoder: shapes, then the memory's, then causality, then padding."""
+    source = torch.tensor([[0, 0, 5, 6, 7], [8, 9, 5, 6, 7]])  # (batch, source)
+    target = torch.tensor([[0, 4, 5], [4, 5, 6]])  # (batch, target), 0 is padding
+    pair = attempt(source, target, 0)
+    assert isinstance(pair, tuple), f"return (attn_mask, memory_mask), got {type(pair).__name__}"
+    assert len(pair) == 2, f"return (attn_mask, memory_mask), got {len(pair)} values"
+    attn_mask = expect_tensor(pair[0], (2, 1, 3, 3), "attn_mask")
+    memory_mask = expect_tensor(pair[1], (2, 1, 1, 5), "memory_mask")
+    assert attn_mask.dtype == memory_mask.dtype == torch.bool, (
+        f"masks are boolean: {attn_mask.dtype}, {memory_mask.dtype}"
+    )
+    real = [[False, False, True, True, True], [True] * 5]
+    assert memory_mask[:, 0, 0].tolist() != [[not word for word in row] for row in real], (
+        "memory_mask: True means allowed"
+    )
+    assert memory_mask[:, 0, 0].tolist() == real, (
+        f"memory_mask should follow the SOURCE's padding, got {memory_mask[:, 0, 0]}"
+    )
+    no_padding = attn_mask[1, 0].tolist()
+    assert not no_padding[0][2], (
+        "attn_mask, sentence without padding: position 0 sees position 2 (causality)"
+    )
+    assert no_padding == [[True, False, False], [True, True, False], [True, True, True]], (
+        f"attn_mask, sentence without padding: should be causal, got {no_padding}"
+    )
+    padded = attn_mask[0, 0].tolist()
+    assert not any(row[0] for row in padded), (
+        f"attn_mask: nobody may see the pad at position 0, got {padded}"
+    )
+    assert padded[1:] == [[False, True, False], [False, True, True]], (
+        f"attn_mask: causal and without the pad, got {padded}"
+    )
+
+
+@diagnostic("Exercise 11.4")
+def check_diagnose(attempt: Callable[[Callable[[Tensor, Tensor], Tensor]], str]) -> None:
+    """Check a diagnosis on a healthy decoder and on three sick ones, each of them in two variants."""
+
+    def look_back(x: Tensor) -> Tensor:
+        return x + F.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+    def healthy(x: Tensor, memory: Tensor) -> Tensor:
+        x = look_back(x)
+        return x + F.scaled_dot_product_attention(x, memory, memory)
+
+    def sees_all(x: Tensor, memory: Tensor) -> Tensor:
+        x = x + F.scaled_dot_product_attention(x, x, x)
+        return x + F.scaled_dot_product_attention(x, memory, memory)
+
+    def sees_the_next_word(x: Tensor, memory: Tensor) -> Tensor:
+        return healthy(x, memory) + 0.01 * F.pad(x[:, 1:], (0, 0, 0, 1))
+
+    def self_attention_twice(x: Tensor, memory: Tensor) -> Tensor:
+        return look_back(look_back(x))
+
+    def empty_memory(x: Tensor, memory: Tensor) -> Tensor:
+        return healthy(x, torch.zeros_like(memory))
+
+    def causal_memory(x: Tensor, memory: Tensor) -> Tensor:
+        x = look_back(x)
+        allowed = torch.ones(x.size(1), memory.size(1), dtype=torch.bool).tril()  # (target, source)
+        return x + F.scaled_dot_product_attention(x, memory, memory, attn_mask=allowed)
+
+    patients = {
+        "healthy": [healthy],
+        "future": [sees_all, sees_the_next_word],
+        "deaf": [self_attention_twice, empty_memory],
+        "causal memory": [causal_memory],
+    }
+    for expected, decoders in patients.items():
+        for decoder in decoders:
+            got = attempt(decoder)
+            assert got in patients, (
+                f"the answer should be one of {', '.join(patients)}, got {got!r}"
+            )
+            assert got == expected, (
+                f"the decoder {decoder.__name__} is {expected!r}, your diagnosis is {got!r}"
+            )
+
+
+@diagnostic("Exercise 12.1")
+def check_parameter_formula(attempt: Callable[[TransformerConfig], int]) -> None:
+    """Check a parameter count: width 2 by hand, then one size at a time, by differences."""
+    least = TransformerConfig(
+        1, d_model=2, num_heads=1, d_ff=1, num_encoder_layers=1, num_decoder_layers=1
+    )
+    got = attempt(least)
+
+    def grows(by: int, suspect: str, **change: Any) -> None:
+        difference = attempt(replace(least, **change)) - got
+        assert difference == by, (
+            f"{change} should add {by} parameters, yours adds {difference}: {suspect}"
+        )
+
+    grows(2, "one more entry is one more row of one shared matrix", vocab_size=2)
+    grows(
+        2 * 5,
+        "a unit of d_ff has d_model weights in, d_model out and a bias, in each of the two layers",
+        d_ff=2,
+    )
+    grows(0, "heads split the width, they do not add to it", num_heads=2)
+    grows(
+        24 + 7 + 8,
+        "an encoder layer has one attention, one feed-forward network, two norms",
+        num_encoder_layers=2,
+    )
+    grows(
+        48 + 7 + 12,
+        "a decoder layer has two attentions, one feed-forward network, three norms",
+        num_decoder_layers=2,
+    )
+    grows(8, "final norms: one at the end of each stack", final_norm=True)
+    grows(8, "final_norm=None means: as norm_first", norm_first=True)
+    assert got == 2 + 39 + 67, (
+        f"the smallest model has 108 parameters, yours {got}: all differences are right, so look for a constant"
+    )
+
+
+@diagnostic("Exercise 12.2")
+def check_torch_masks(attempt: Callable[[Tensor, Tensor, int], dict[str, Tensor]]) -> None:
+    """Check masks for torch.nn.Transformer: keys, shapes, then what each forbids."""
+    source, target = (
+        torch.tensor([[5, 6, 2], [7, 2, 0]]),
+        torch.tensor([[1, 5, 6, 8], [1, 7, 0, 0]]),
+    )
+    masks = attempt(source, target, 0)
+    shapes = {
+        "src_key_padding_mask": (2, 3),
+        "tgt_key_padding_mask": (2, 4),
+        "memory_key_padding_mask": (2, 3),
+    }
+    shapes["tgt_mask"] = (4, 4)
+    assert set(masks) == set(shapes), (
+        f"the keys should be {sorted(shapes)}, yours are {sorted(masks)}"
+    )
+    for name, shape in shapes.items():
+        mask = expect_tensor(masks[name], shape, name)
+        assert mask.dtype == torch.bool, f"{name} should be boolean, yours is {mask.dtype}"
+    source_pads = masks["src_key_padding_mask"].tolist()
+    assert source_pads != [[True, True, True], [True, True, False]], (
+        "src_key_padding_mask is ours: torch's says True for padding"
+    )
+    assert source_pads == [[False, False, False], [False, False, True]], (
+        f"only the last token of row 1 is padding, got {source_pads}"
+    )
+    assert masks["memory_key_padding_mask"].tolist() == source_pads, (
+        "the memory has the padding of the source"
+    )
+    target_pads = masks["tgt_key_padding_mask"].tolist()
+    assert target_pads == [[False] * 4, [False, False, True, True]], (
+        f"the last two tokens of row 1 are padding, got {target_pads}"
+    )
+    future = masks["tgt_mask"]
+    assert not future.diagonal().any(), (
+        "every position may see itself: a row with nothing to see gives NaN in torch"
+    )
+    assert not future[-1].any(), "the last position may see everything: is the mask upside down?"
+    assert future.tolist() == [[j > i for j in range(4)] for i in range(4)], (
+        f"row i should forbid the keys after i, got {future}"
+    )
+    assert (
+        attempt(torch.where(source == 0, 9, source), target, 9)["src_key_padding_mask"].tolist()
+        == source_pads
+    ), "use pad_id, not 0"
+
+
+@diagnostic("Exercise 12.3")
+def check_sentence_log_probability(
+    attempt: Callable[[Transformer, Tensor, list[int]], Tensor],
+) -> None:
+    """Check a sentence's log-probability against what the chain rule gives, token by token."""
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    config = TransformerConfig(
+        6, d_model=8, num_heads=2, d_ff=16, num_encoder_layers=1, num_decoder_layers=1
+    )
+    model = Transformer(config).eval()
+    torch.random.set_rng_state(state)
+    source = torch.tensor([[3, 4, 2]])
+
+    def step(prefix: list[int], token: int) -> float:
+        with torch.no_grad():
+            return float(model(source, torch.tensor([prefix]))[0, -1].log_softmax(dim=-1)[token])
+
+    with torch.no_grad():
+        empty, got = float(attempt(model, source, [])), float(attempt(model, source, [3, 5]))
+    wanted = step([1], 2)
+    assert abs(empty - wanted) < 1e-5, (
+        f"the empty sentence is <eos> (2) after <bos> (1): {wanted:.4f}, yours {empty:.4f}"
+    )
+    steps = [step([1], 3), step([1, 3], 5), step([1, 3, 5], 2)]
+    assert abs(got - sum(steps[:2])) > 1e-5, (
+        "the <eos> at the end is missing: a sentence must also stop"
+    )
+    assert abs(got - sum(steps) / 3) > 1e-5, (
+        "this is the mean over the tokens: the probability of a sentence is a product, so add"
+    )
+    assert abs(got - sum(steps)) < 1e-5, (
+        f"the three steps add up to {sum(steps):.4f}, yours to {got:.4f}: suspect the shift"
+    )
+
+
+@diagnostic("Exercise 13.1")
+def check_merge(attempt: Callable[[list[str], tuple[str, str]], list[str]]) -> None:
+    """Check one BPE merge: nothing to do, one and several occurrences, order, overlap, the input."""
+    pieces = list("abcab")
+    assert attempt(pieces, ("x", "y")) == pieces, "a pair that does not occur should change nothing"
+    assert attempt(list("abc"), ("b", "c")) == ["a", "bc"], (
+        "a pair at the end of the list is missed, or its rest lost"
+    )
+    merged = attempt(pieces, ("a", "b"))
+    assert merged == ["ab", "c", "ab"], (
+        f"a b c a b with (a, b) is ab c ab, yours is {' '.join(merged)}"
+    )
+    assert pieces == list("abcab"), "the list that came in was changed: build a new one"
+    assert attempt(list("ba"), ("a", "b")) == ["b", "a"], "(a, b) is not (b, a): mind the order"
+    assert attempt(list("aaa"), ("a", "a")) == ["aa", "a"], (
+        "a a a with (a, a) is aa a: each piece can be used once"
+    )
+    assert attempt(["au", "s", "s"], ("au", "s")) == ["aus", "s"], (
+        "pieces may be longer than a letter"
+    )
+
+
+@diagnostic("Exercise 13.2")
+def check_reads_and_says(attempt: Callable[[list[list[int]]], tuple[Tensor, Tensor]]) -> None:
+    """Check the decoder's input and output: one row first, then rows of different lengths."""
+    answer = attempt([[7, 8, 9]])
+    assert isinstance(answer, tuple) and len(answer) == 2, (
+        "return two tensors: what is read, what should be said"
+    )
+    reads = expect_tensor(answer[0], (1, 4), "what the decoder reads for one target of 3 tokens")
+    says = expect_tensor(answer[1], (1, 4), "what it should say for one target of 3 tokens")
+    assert not reads.is_floating_point() and not says.is_floating_point(), "ids are integers"
+    assert reads.tolist() != [[7, 8, 9, 2]], (
+        "the two are swapped: what is read begins with <bos>, what is said ends with <eos>"
+    )
+    assert reads.tolist() == [[1, 7, 8, 9]], (
+        f"the decoder should read 1 7 8 9, yours reads {reads.tolist()[0]}"
+    )
+    assert says.tolist() == [[7, 8, 9, 2]], f"it should say 7 8 9 2, yours says {says.tolist()[0]}"
+    reads, says = attempt([[7, 8, 9], [5]])
+    reads = expect_tensor(reads, (2, 4), "what the decoder reads for targets of 3 and 1 tokens")
+    says = expect_tensor(says, (2, 4), "what it should say for targets of 3 and 1 tokens")
+    assert says[1].tolist() != [5, 0, 0, 2], (
+        "the short row ends with <eos>, then comes the padding: you have it the other way round"
+    )
+    assert reads[1].tolist() == [1, 5, 0, 0], (
+        f"the short row should read 1 5 0 0, yours reads {reads[1].tolist()}"
+    )
+    assert says[1].tolist() == [5, 2, 0, 0], (
+        f"the short row should say 5 2 0 0, yours says {says[1].tolist()}"
+    )
+    assert attempt([[5], [7, 8, 9]])[1][1].tolist() == [7, 8, 9, 2], "the longest row may come last"
+
+
+@diagnostic("Exercise 13.3")
+def check_padding_share(attempt: Callable[[list[int], int], float]) -> None:
+    """Check a predicted share of padding: none, one batch, several, a last batch that is smaller."""
+
+    def close(lengths: list[int], batch_size: int, expected: float) -> bool:
+        return abs(float(attempt(lengths, batch_size)) - expected) < 1e-9
+
+    assert close([4, 4, 4, 4], 2, 0.0), "equal lengths need no padding"
+    assert close([1, 3], 2, 1 / 3), (
+        f"lengths 1 and 3: 2 of 6 positions are padding, you say {attempt([1, 3], 2)}"
+    )
+    assert not close([1, 3, 10, 10], 2, 1 / 6), (
+        "you average the shares of the batches, but large batches count more"
+    )
+    assert close([1, 3, 10, 10], 2, 2 / 26), (
+        f"2 of 26 positions are padding, you say {attempt([1, 3, 10, 10], 2)}"
+    )
+    assert close([3, 3, 9], 2, 0.0), (
+        "the last batch is smaller: it has only as many rows as there are sentences left"
+    )
+    assert close([1, 9, 1, 9], 4, 16 / 36) and close([1, 1, 9, 9], 2, 0.0), (
+        "the order of the lengths matters"
+    )
+
+
+@diagnostic("Exercise 13.4")
+def check_groups(attempt: Callable[[list[int], int], list[list[int]]]) -> None:
+    """Check batches by tokens: cover, limit, padding, use of the room, and what fits nowhere."""
+    groups = attempt([3, 3, 3, 3], 6)
+    assert sorted(map(sorted, groups)) != [[3], [3], [3], [3]], (
+        "return the sentences' numbers, not their lengths"
+    )
+    generator = random.Random(0)
+    lengths = [min(generator.randint(1, 12) * generator.randint(1, 5), 50) for _ in range(400)] + [
+        50
+    ]
+    groups = attempt(lengths, 100)
+    assert all(groups), "there is an empty group"
+    used = Counter(index for group in groups for index in group)
+    missing = [index for index in range(len(lengths)) if index not in used]
+    assert not missing, (
+        f"{len(missing)} of {len(lengths)} sentences are in no group: is the last group returned?"
+    )
+    assert used.total() == len(lengths), "a sentence is in two groups"
+    padded = [len(group) * max(lengths[index] for index in group) for group in groups]
+    assert max(padded) <= 100, (
+        f"a group has {max(padded)} positions with padding, the limit is 100: do you count only real tokens?"
+    )
+    share = 1 - sum(lengths) / sum(padded)
+    assert share < 0.1, f"{share:.0%} of the positions are padding: are similar lengths together?"
+    assert len(groups) < 0.5 * len(lengths), (
+        f"{len(groups)} groups for {len(lengths)} sentences: are they filled up to the limit?"
+    )
+    assert len(attempt([5, 5], 10)) == 1, "exactly max_tokens positions still fit"
+    try:
+        attempt([2, 11, 3], 10)
+    except ValueError:
+        return
+    raise AssertionError("a sentence of 11 tokens cannot fit under 10: raise a ValueError")

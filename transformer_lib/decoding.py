@@ -1,4 +1,7 @@
-"""Spine (to be regenerated from chapters 12 and 16)."""
+"""From a trained model to sentences.
+
+Written from chapter 12 of the book: edit the chapter, then `make sync`.
+"""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,7 @@
-"""Spine (to be regenerated from chapters 8 to 11)."""
+"""Feed-forward network, layer norm, residual connection, encoder and decoder layer.
+
+Written from chapters 8, 9, 10, 11 of the book: edit the chapter, then `make sync`.
+"""
 
 from collections.abc import Callable
 
@@ -11,48 +14,157 @@ from transformer_lib.attention import MultiHeadAttention
 __all__ = ["DecoderLayer", "EncoderLayer", "FeedForward", "LayerNorm", "ResidualConnection"]
 
 
-class FeedForward(nn.Module):  # chapter 8
-    """max(0, x W_1 + b_1) W_2 + b_2 at every position alike (section 3.3)."""
+class FeedForward(nn.Module):
+    """max(0, x W_1 + b_1) W_2 + b_2, at every position by itself (paper, section 3.3).
+
+    Args:
+        d_model: width of the vectors coming in and going out.
+        d_ff: width in between, 4 * d_model in the paper.
+
+    Raises:
+        ValueError: if one of them is below 1.
+    """
 
     def __init__(self, d_model: int, d_ff: int) -> None:
         super().__init__()
+        if d_model < 1 or d_ff < 1:
+            raise ValueError(f"d_model and d_ff must be at least 1, got {d_model} and {d_ff}")
         self.inner = nn.Linear(d_model, d_ff)
         self.outer = nn.Linear(d_ff, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.outer(F.relu(self.inner(x)))  # (..., d_ff) inside, (..., d_model) out
+        """Bend every position's vector.
+
+        Args:
+            x: shape (..., d_model), (batch, length, d_model) as a rule.
+
+        Returns:
+            The same shape.
+
+        Raises:
+            ValueError: if x has another width than d_model.
+        """
+        if x.size(-1) != self.inner.in_features:
+            raise ValueError(
+                f"x has width {x.size(-1)}, the feed-forward network d_model {self.inner.in_features}"
+            )
+        hidden = F.relu(self.inner(x))  # (..., d_ff)
+        output: Tensor = self.outer(hidden)  # (..., d_model)
+        return output
 
 
-class LayerNorm(nn.Module):  # chapter 9
-    """Mean 0 and standard deviation 1 over the features of each position, then a learned gain (weight) and shift (bias)."""
+class LayerNorm(nn.Module):
+    """Mean 0 and standard deviation 1 over the features of each position, then a learned gain and shift.
+
+    It normalizes activations, one position at a time: neither weights, nor anything across positions or the batch.
+    The paper (section 3.1) puts one around each sub-layer.
+
+    Args:
+        d_model: number of features, at least 1.
+        eps: added to the variance, under the root, so that equal features do not divide by zero.
+
+    Raises:
+        ValueError: if d_model is below 1 or eps is not positive.
+    """
 
     def __init__(self, d_model: int, eps: float = 1e-5) -> None:
         super().__init__()
+        if d_model < 1 or eps <= 0:
+            raise ValueError(
+                f"d_model must be at least 1 and eps positive, got {d_model} and {eps}"
+            )
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(d_model))
-        self.bias = nn.Parameter(torch.zeros(d_model))
+        self.weight = nn.Parameter(torch.ones(d_model))  # the gain
+        self.bias = nn.Parameter(torch.zeros(d_model))  # the shift
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        """Normalize each position's vector.
+
+        Args:
+            x: shape (..., d_model).
+
+        Returns:
+            The same shape.
+
+        Raises:
+            ValueError: if x has another width than d_model.
+        """
+        if x.size(-1) != self.weight.numel():
+            raise ValueError(
+                f"x has width {x.size(-1)}, the layer norm d_model {self.weight.numel()}"
+            )
+        return F.layer_norm(
+            x, self.weight.shape, self.weight, self.bias, self.eps
+        )  # (..., d_model)
 
 
-class ResidualConnection(nn.Module):  # chapter 9
-    """LayerNorm(x + Dropout(Sublayer(x))) (post-norm, the paper) or x + Dropout(Sublayer(LayerNorm(x))) (pre-norm, norm_first=True)."""
+class ResidualConnection(nn.Module):
+    """x + Sublayer(x), with dropout and a layer norm (paper, sections 3.1 and 5.4).
+
+    Post-norm, the paper's: LayerNorm(x + Dropout(Sublayer(x))).
+    Pre-norm, norm_first=True: x + Dropout(Sublayer(LayerNorm(x))); a stack of these needs one more norm at its end.
+
+    Args:
+        d_model: width of x.
+        dropout: probability of dropping an entry of the sub-layer's output while training.
+        norm_first: pre-norm instead of post-norm.
+
+    Raises:
+        ValueError: if d_model is below 1, or dropout is not a probability.
+    """
 
     def __init__(self, d_model: int, dropout: float = 0.1, norm_first: bool = False) -> None:
         super().__init__()
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout is a probability between 0 and 1, got {dropout}")
         self.norm = LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
         self.norm_first = norm_first
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        if self.norm_first:
-            return x + self.dropout(sublayer(self.norm(x)))
-        return self.norm(x + self.dropout(sublayer(x)))
+        """Run the sub-layer and add what it says to x.
+
+        Args:
+            x: shape (..., d_model).
+            sublayer: a function of one tensor that keeps its shape.
+
+        Returns:
+            The same shape as x.
+
+        Raises:
+            ValueError: if the sub-layer changes the shape, or x has another width than d_model.
+        """
+        change = sublayer(self.norm(x) if self.norm_first else x)  # (..., d_model)
+        if change.shape != x.shape:
+            raise ValueError(
+                f"the sub-layer turned shape {tuple(x.shape)} into {tuple(change.shape)}: they cannot be added"
+            )
+        x = x + self.dropout(change)
+        return x if self.norm_first else self.norm(x)
 
 
-class EncoderLayer(nn.Module):  # chapter 10
-    """Self-attention, then the feed-forward network, each in a residual connection (section 3.1)."""
+def _check_sequence(name: str, x: Tensor, d_model: int) -> None:
+    """Raise a ValueError unless x is a batch of sequences of vectors, d_model wide."""
+    if x.dim() != 3 or x.size(-1) != d_model:
+        raise ValueError(f"{name} must have shape (batch, length, {d_model}), got {tuple(x.shape)}")
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention, then the feed-forward network, each in a residual connection.
+
+    The encoder's layer of the paper, section 3.1.
+
+    Args:
+        d_model: width of the vectors coming in and going out.
+        num_heads: number of attention heads; must divide d_model.
+        d_ff: inner width of the feed-forward network.
+        dropout: probability of dropping an entry of a sub-layer's output while training.
+        norm_first: normalize before each sub-layer (pre-norm), not after (post-norm, paper).
+        attention_dropout: probability of dropping an attention weight (0.0 in the paper).
+
+    Raises:
+        ValueError: if num_heads does not divide d_model.
+    """
 
     def __init__(
         self,
@@ -64,18 +176,50 @@ class EncoderLayer(nn.Module):  # chapter 10
         attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.d_model = d_model
         self.self_attention = MultiHeadAttention(d_model, num_heads, attention_dropout)
         self.feed_forward = FeedForward(d_model, d_ff)
         self.residual_1 = ResidualConnection(d_model, dropout, norm_first)
         self.residual_2 = ResidualConnection(d_model, dropout, norm_first)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        x = self.residual_1(x, lambda x: self.self_attention(x, x, x, attn_mask)[0])  # (batch, source, d_model)
-        return self.residual_2(x, self.feed_forward)  # (batch, source, d_model)
+        """Let every position hear the others, then digest what it heard.
+
+        Args:
+            x: shape (batch, length, d_model).
+            attn_mask: boolean, True where attention is allowed, broadcastable to
+                (batch, heads, length, length); padding_mask makes (batch, 1, 1, length).
+
+        Returns:
+            Shape (batch, length, d_model).
+
+        Raises:
+            ValueError: if x or the mask has a shape that does not fit, or the mask is not
+                boolean, or on another device.
+        """
+        _check_sequence("x", x, self.d_model)
+        # Both steps keep the shape (batch, length, d_model).
+        x = self.residual_1(x, lambda x: self.self_attention(x, x, x, attn_mask)[0])
+        x = self.residual_2(x, self.feed_forward)
+        return x
 
 
-class DecoderLayer(nn.Module):  # chapter 11
-    """Masked self-attention, cross-attention to the memory, feed-forward, each in a residual connection (section 3.1)."""
+class DecoderLayer(nn.Module):
+    """Masked self-attention, cross-attention to the memory, then the feed-forward network.
+
+    Each in a residual connection: the decoder's layer of the paper, section 3.1.
+
+    Args:
+        d_model: width of the vectors coming in and going out, and of the memory.
+        num_heads: number of heads of either attention; must divide d_model.
+        d_ff: inner width of the feed-forward network.
+        dropout: probability of dropping an entry of a sub-layer's output while training.
+        norm_first: normalize before each sub-layer (pre-norm), not after (post-norm, paper).
+        attention_dropout: probability of dropping an attention weight (0.0 in the paper).
+
+    Raises:
+        ValueError: if num_heads does not divide d_model.
+    """
 
     def __init__(
         self,
@@ -87,6 +231,7 @@ class DecoderLayer(nn.Module):  # chapter 11
         attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.d_model = d_model
         self.self_attention = MultiHeadAttention(d_model, num_heads, attention_dropout)
         self.cross_attention = MultiHeadAttention(d_model, num_heads, attention_dropout)
         self.feed_forward = FeedForward(d_model, d_ff)
@@ -95,9 +240,36 @@ class DecoderLayer(nn.Module):  # chapter 11
         self.residual_3 = ResidualConnection(d_model, dropout, norm_first)
 
     def forward(
-        self, x: Tensor, memory: Tensor, attn_mask: Tensor | None = None, memory_mask: Tensor | None = None
+        self,
+        x: Tensor,
+        memory: Tensor,
+        attn_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
     ) -> Tensor:
-        """attn_mask restricts self-attention beyond causality, which always holds; memory_mask cross-attention."""
+        """Look back at the target so far, look across to the source, then digest.
+
+        Args:
+            x: the target, shape (batch, target, d_model).
+            memory: the encoder's output, shape (batch, source, d_model).
+            attn_mask: boolean, True where self-attention is allowed, broadcastable to
+                (batch, heads, target, target); later positions are forbidden in any case.
+                Padding on the right needs no mask.
+            memory_mask: boolean, True where cross-attention is allowed, broadcastable to
+                (batch, heads, target, source); padding_mask makes (batch, 1, 1, source).
+
+        Returns:
+            Shape (batch, target, d_model).
+
+        Raises:
+            ValueError: if x, memory or a mask does not fit, in shape, type or device.
+        """
+        _check_sequence("x", x, self.d_model)
+        _check_sequence("memory", memory, self.d_model)
+        if memory.size(0) != x.size(0):
+            raise ValueError(f"memory has a batch of {memory.size(0)}, x of {x.size(0)}")
+
+        # All three steps keep the shape (batch, target, d_model).
         x = self.residual_1(x, lambda x: self.self_attention(x, x, x, attn_mask, is_causal=True)[0])
         x = self.residual_2(x, lambda x: self.cross_attention(x, memory, memory, memory_mask)[0])
-        return self.residual_3(x, self.feed_forward)  # (batch, target, d_model)
+        x = self.residual_3(x, self.feed_forward)
+        return x

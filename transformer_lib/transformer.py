@@ -1,50 +1,147 @@
-"""Spine (to be regenerated from chapters 10 to 12)."""
+"""Encoder, decoder and the whole Transformer.
+
+Written from chapters 10, 11, 12 of the book: edit the chapter, then `make sync`.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transformer_lib.attention import padding_mask
 from transformer_lib.embeddings import SinusoidalPositionalEncoding, TokenEmbedding
 from transformer_lib.layers import DecoderLayer, EncoderLayer, LayerNorm
 
-__all__ = ["Decoder", "Encoder", "Transformer", "TransformerConfig", "count_parameters"]
+__all__ = [
+    "Decoder",
+    "Encoder",
+    "Transformer",
+    "TransformerConfig",
+    "count_parameters",
+    "from_torch",
+    "to_torch",
+]
 
 
-class Encoder(nn.Module):  # chapter 10
-    """A stack of encoder layers, and a last norm if the layers are pre-norm (paper, section 3.1)."""
+class Encoder(nn.Module):
+    """A stack of encoder layers, and perhaps a last norm (paper, section 3.1).
+
+    Args:
+        layers: the layers in the order in which they run, at least one; the paper has 6.
+        norm: applied to the last layer's output; pre-norm stacks need it.
+
+    Raises:
+        ValueError: if there is no layer, or not all have the same width.
+    """
 
     def __init__(self, layers: Iterable[EncoderLayer], norm: LayerNorm | None = None) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
+        stack = list(layers)
+        if not stack:
+            raise ValueError("an encoder needs at least one layer, got 0")
+        widths = [layer.d_model for layer in stack] + (
+            [] if norm is None else [norm.weight.numel()]
+        )
+        if len(set(widths)) > 1:
+            raise ValueError(f"all layers and the norm must have one width, got {widths}")
+        self.layers = nn.ModuleList(stack)
         self.norm = norm
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """Turn vectors that know their word into vectors that know their sentence: the memory.
+
+        Args:
+            x: shape (batch, source, d_model).
+            attn_mask: boolean, True where attention is allowed, broadcastable to
+                (batch, heads, source, source).
+
+        Returns:
+            The memory, shape (batch, source, d_model).
+
+        Raises:
+            ValueError: if x or the mask does not fit.
+        """
         for layer in self.layers:
             x = layer(x, attn_mask)  # (batch, source, d_model)
         return x if self.norm is None else self.norm(x)
 
 
-class Decoder(nn.Module):  # chapter 11
-    """A stack of decoder layers that all read the same memory, and a last norm if the layers are pre-norm."""
+class Decoder(nn.Module):
+    """A stack of decoder layers that all read the same memory (paper, section 3.1).
+
+    Args:
+        layers: the layers in the order in which they run, at least one; the paper has 6.
+        norm: applied to the last layer's output; pre-norm stacks need it.
+
+    Raises:
+        ValueError: if there is no layer, or not all have the same width.
+    """
 
     def __init__(self, layers: Iterable[DecoderLayer], norm: LayerNorm | None = None) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
+        stack = list(layers)
+        if not stack:
+            raise ValueError("a decoder needs at least one layer, got 0")
+        widths = [layer.d_model for layer in stack] + (
+            [] if norm is None else [norm.weight.numel()]
+        )
+        if len(set(widths)) > 1:
+            raise ValueError(f"all layers and the norm must have one width, got {widths}")
+        self.layers = nn.ModuleList(stack)
         self.norm = norm
 
     def forward(
-        self, x: Tensor, memory: Tensor, attn_mask: Tensor | None = None, memory_mask: Tensor | None = None
+        self,
+        x: Tensor,
+        memory: Tensor,
+        attn_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
     ) -> Tensor:
+        """Turn each target position into the vector from which its next word is predicted.
+
+        Args:
+            x: the target, shape (batch, target, d_model).
+            memory: the encoder's output, shape (batch, source, d_model).
+            attn_mask: boolean, True where self-attention is allowed, broadcastable to
+                (batch, heads, target, target); later positions are forbidden in any case.
+            memory_mask: boolean, True where cross-attention is allowed, broadcastable to
+                (batch, heads, target, source).
+
+        Returns:
+            Shape (batch, target, d_model).
+
+        Raises:
+            ValueError: if x, memory or a mask does not fit, in shape, type or device.
+        """
         for layer in self.layers:
             x = layer(x, memory, attn_mask, memory_mask)  # (batch, target, d_model)
         return x if self.norm is None else self.norm(x)
 
 
 @dataclass(frozen=True)
-class TransformerConfig:  # chapter 12
-    """The numbers that make a Transformer; the defaults are the paper's base model. Validated in __post_init__ (ValueError)."""
+class TransformerConfig:
+    """The numbers that make a Transformer; the defaults are those of the paper's base model (its Table 3).
+
+    Args:
+        vocab_size: entries of the vocabulary that source and target share.
+        d_model: width of the vectors between the layers; even, because sines and cosines come in pairs.
+        num_heads: heads of each attention; has to divide d_model.
+        d_ff: inner width of the feed-forward networks.
+        num_encoder_layers: layers of the encoder.
+        num_decoder_layers: layers of the decoder.
+        dropout: probability of dropping an entry of a sub-layer's output, or of an embedding with its position.
+        attention_dropout: probability of dropping an attention weight; the paper has none.
+        norm_first: normalize before each sub-layer (pre-norm) and not after the sum (post-norm, the paper).
+        final_norm: one more norm after each stack; None means as norm_first, since pre-norm needs one.
+        max_length: longest sequence, in tokens.
+        pad_id: the id that fills up short rows.
+
+    Raises:
+        ValueError: if a value is out of range, or two of them do not fit together.
+    """
 
     vocab_size: int
     d_model: int = 512
@@ -55,68 +152,336 @@ class TransformerConfig:  # chapter 12
     dropout: float = 0.1
     attention_dropout: float = 0.0
     norm_first: bool = False
-    final_norm: bool | None = None  # None: as norm_first
+    final_norm: bool | None = None
     max_length: int = 1024
     pad_id: int = 0
 
+    def __post_init__(self) -> None:
+        sizes = (
+            "vocab_size",
+            "d_model",
+            "num_heads",
+            "d_ff",
+            "num_encoder_layers",
+            "num_decoder_layers",
+            "max_length",
+        )
+        for name in sizes:
+            size = getattr(self, name)
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+        for name in ("dropout", "attention_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(
+                    f"{name} must be at least 0 and below 1, got {getattr(self, name)!r}"
+                )
+        if self.d_model % self.num_heads:
+            raise ValueError(
+                f"d_model {self.d_model} is not divisible by num_heads {self.num_heads}"
+            )
+        if self.d_model % 2:
+            raise ValueError(f"sines and cosines come in pairs: d_model {self.d_model} is not even")
+        if not 0 <= self.pad_id < self.vocab_size:
+            raise ValueError(
+                f"pad_id {self.pad_id} is not in a vocabulary of {self.vocab_size} entries"
+            )
+
     @classmethod
     def base(cls, vocab_size: int = 37_000) -> "TransformerConfig":
+        """The paper's base model, by default with its English-German vocabulary of about 37,000 entries."""
         return cls(vocab_size)
 
     @classmethod
     def big(cls, vocab_size: int = 37_000) -> "TransformerConfig":
+        """The paper's big model: twice as wide, with more dropout."""
         return cls(vocab_size, d_model=1024, num_heads=16, d_ff=4096, dropout=0.3)
 
     @classmethod
     def small(cls, vocab_size: int) -> "TransformerConfig":
-        """For a laptop: d_model 128, 4 heads, d_ff 512, 2 + 2 layers."""
-        return cls(vocab_size, d_model=128, num_heads=4, d_ff=512, num_encoder_layers=2, num_decoder_layers=2)
+        """Small enough to be trained on a laptop: two layers a side, 128 wide."""
+        return cls(
+            vocab_size,
+            d_model=128,
+            num_heads=4,
+            d_ff=512,
+            num_encoder_layers=2,
+            num_decoder_layers=2,
+        )
 
 
-class Transformer(nn.Module):  # chapter 12
-    """Token ids in, logits out (paper, figure 1). Both embeddings and the output map share one matrix (section 3.4).
+class Transformer(nn.Module):
+    """Token ids in, logits for the next token out (paper, figure 1 and section 3).
 
-    encode(source) -> memory; decode(target, memory, source) -> hidden (batch, target, d_model); project(hidden) -> logits;
-    forward(source, target) = project(decode(target, encode(source), source)), shape (batch, target, vocab_size).
-    Rows are padded on the right with config.pad_id.
-    from_torch(torch.nn.Transformer, ...) / to_torch(): see CONTRACT.md
+    Both embeddings and the map to logits share one matrix (section 3.4). Rows are padded on the right with
+    `config.pad_id`; no source position, and no target position, ever listens to the padding of the source.
+
+    Args:
+        config: the sizes.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.config = c = config
+        self.config = config
+        c = config
         self.embedding = TokenEmbedding(c.vocab_size, c.d_model)
         self.position = SinusoidalPositionalEncoding(c.d_model, c.max_length)
         self.dropout = nn.Dropout(c.dropout)
-        has_norm = c.norm_first if c.final_norm is None else c.final_norm
         sizes = (c.d_model, c.num_heads, c.d_ff, c.dropout, c.norm_first, c.attention_dropout)
+        has_norm = c.norm_first if c.final_norm is None else c.final_norm
         self.encoder = Encoder(
-            [EncoderLayer(*sizes) for _ in range(c.num_encoder_layers)], LayerNorm(c.d_model) if has_norm else None
+            [EncoderLayer(*sizes) for _ in range(c.num_encoder_layers)],
+            LayerNorm(c.d_model) if has_norm else None,
         )
         self.decoder = Decoder(
-            [DecoderLayer(*sizes) for _ in range(c.num_decoder_layers)], LayerNorm(c.d_model) if has_norm else None
+            [DecoderLayer(*sizes) for _ in range(c.num_decoder_layers)],
+            LayerNorm(c.d_model) if has_norm else None,
         )
-        for name, parameter in self.named_parameters():
-            if parameter.dim() > 1 and not name.startswith("embedding"):
-                nn.init.xavier_uniform_(parameter)
+        for stack in (self.encoder, self.decoder):
+            for name, parameter in stack.named_parameters():
+                if parameter.dim() > 1:
+                    nn.init.xavier_uniform_(parameter)
+                elif name.endswith("bias"):
+                    nn.init.zeros_(parameter)
 
     def embed(self, tokens: Tensor, offset: int = 0) -> Tensor:
-        """(batch, length) -> (batch, length, d_model): embedding, position, dropout."""
-        return self.dropout(self.position(self.embedding(tokens), offset))
+        """Turn token ids (batch, length) into vectors with positions (batch, length, d_model).
+
+        Args:
+            tokens: the ids.
+            offset: position of the first of them.
+        """
+        embedded: Tensor = self.dropout(
+            self.position(self.embedding(tokens), offset)
+        )  # (batch, length, d_model)
+        return embedded
 
     def encode(self, source: Tensor) -> Tensor:
-        return self.encoder(self.embed(source), padding_mask(source, self.config.pad_id))
+        """Read the source (batch, source) into the memory (batch, source, d_model).
+
+        Raises:
+            ValueError: if source is empty, too long, not of integers, or holds ids outside the vocabulary.
+        """
+        allowed = padding_mask(source, self.config.pad_id)  # (batch, 1, 1, source)
+        memory: Tensor = self.encoder(self.embed(source), allowed)  # (batch, source, d_model)
+        return memory
 
     def decode(self, target: Tensor, memory: Tensor, source: Tensor) -> Tensor:
-        return self.decoder(self.embed(target), memory, memory_mask=padding_mask(source, self.config.pad_id))
+        """Say what follows each target token, as a vector: (batch, target) -> (batch, target, d_model).
+
+        Args:
+            target: the ids so far, <bos> first, shape (batch, target).
+            memory: what encode made of the source, shape (batch, source, d_model).
+            source: the ids of the source, shape (batch, source): they tell which memory is padding.
+
+        Raises:
+            ValueError: if the three do not fit together, or target is not fit to be embedded.
+        """
+        if target.dim() != 2 or target.size(1) == 0:
+            raise ValueError(
+                f"target must be (batch, target) with at least <bos> in it, got {tuple(target.shape)}"
+            )
+        if memory.shape[:2] != source.shape or target.size(0) != source.size(0):
+            raise ValueError(
+                f"target {tuple(target.shape)}, memory {tuple(memory.shape)} and source {tuple(source.shape)} do not "
+                f"belong together: they should be (batch, target), (batch, source, d_model) and (batch, source)"
+            )
+        allowed = padding_mask(source, self.config.pad_id)  # (batch, 1, 1, source)
+        hidden: Tensor = self.decoder(
+            self.embed(target), memory, memory_mask=allowed
+        )  # (batch, target, d_model)
+        return hidden
 
     def project(self, hidden: Tensor) -> Tensor:
+        """Map vectors (..., d_model) to logits (..., vocab_size) with the embedding matrix."""
         return self.embedding.project(hidden)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        return self.project(self.decode(target, self.encode(source), source))
+        """Give the logits of what follows each target token.
+
+        Args:
+            source: ids, shape (batch, source).
+            target: ids, <bos> first, shape (batch, target).
+
+        Returns:
+            Shape (batch, target, vocab_size); position t has seen the source and target tokens 0 to t.
+
+        Raises:
+            ValueError: if the ids are not fit to be embedded, or the batch sizes differ.
+        """
+        memory = self.encode(source)  # (batch, source, d_model)
+        return self.project(self.decode(target, memory, source))  # (batch, target, vocab_size)
 
 
-def count_parameters(module: nn.Module) -> int:  # chapter 12
-    """Number of trained numbers, a shared matrix counted once."""
+def count_parameters(module: nn.Module) -> int:
+    """Count the numbers that training changes; a shared matrix counts once."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+_TorchLayer = nn.TransformerEncoderLayer | nn.TransformerDecoderLayer
+
+
+def _partners(ours: Transformer, theirs: nn.Transformer) -> list[tuple[Tensor, Tensor]]:
+    """List the tensors of our stacks, each with the tensor of torch's stacks that means the same."""
+    pairs: list[tuple[Any, Any]] = []  # modules with a weight and a bias each
+    tensors: list[tuple[Tensor, Tensor]] = []
+    stacks: list[tuple[Any, Any]] = [(ours.encoder, theirs.encoder), (ours.decoder, theirs.decoder)]
+    for stack, torch_stack in stacks:
+        if stack.norm is not None:
+            pairs.append((stack.norm, torch_stack.norm))
+        for layer, torch_layer in zip(stack.layers, torch_stack.layers, strict=True):
+            attentions = [(layer.self_attention, torch_layer.self_attn)]
+            pairs += [
+                (layer.residual_1.norm, torch_layer.norm1),
+                (layer.residual_2.norm, torch_layer.norm2),
+            ]
+            pairs += [
+                (layer.feed_forward.inner, torch_layer.linear1),
+                (layer.feed_forward.outer, torch_layer.linear2),
+            ]
+            if isinstance(layer, DecoderLayer):
+                attentions.append((layer.cross_attention, torch_layer.multihead_attn))
+                pairs.append((layer.residual_3.norm, torch_layer.norm3))
+            for attention, torch_attention in attentions:
+                pairs.append((attention.output_projection, torch_attention.out_proj))
+                projections = (
+                    attention.query_projection,
+                    attention.key_projection,
+                    attention.value_projection,
+                )
+                weights = torch_attention.in_proj_weight.chunk(
+                    3
+                )  # three views, (d_model, d_model) each
+                biases = torch_attention.in_proj_bias.chunk(3)  # three views, (d_model,) each
+                for projection, weight, bias in zip(projections, weights, biases, strict=True):
+                    tensors += [(projection.weight, weight), (projection.bias, bias)]
+    for module, torch_module in pairs:
+        tensors += [(module.weight, torch_module.weight), (module.bias, torch_module.bias)]
+    return tensors
+
+
+def from_torch(
+    module: nn.Transformer, embedding: Tensor, max_length: int = 1024, pad_id: int = 0
+) -> Transformer:
+    """Make a Transformer that computes what a torch.nn.Transformer computes.
+
+    torch's module has no embeddings: the matrix that both sides and the output share is given beside it. torch also
+    drops inside the feed-forward network while training, ours does not: the two are equal in eval mode.
+
+    Args:
+        module: two stacks, with ReLU, biases, and torch's default epsilon of 1e-5.
+        embedding: weights, shape (vocab_size, d_model); forward multiplies them by sqrt(d_model).
+        max_length: longest sequence, in tokens.
+        pad_id: the id that fills up short rows.
+
+    Returns:
+        A model of its own: the numbers are copied. In training mode, as fresh models are.
+
+    Raises:
+        ValueError: if the module has something that ours has not, or the embedding does not fit it.
+    """
+    if not isinstance(module.encoder, nn.TransformerEncoder) or not isinstance(
+        module.decoder, nn.TransformerDecoder
+    ):
+        raise ValueError(
+            f"the stacks must be torch's own, got {type(module.encoder)} and {type(module.decoder)}"
+        )
+    layers: list[_TorchLayer] = [*module.encoder.layers, *module.decoder.layers]
+    settings = {_settings(layer) for layer in layers}
+    if len(settings) != 1:
+        raise ValueError(
+            f"the layers must be alike, got (heads, d_ff, dropout, attention dropout, pre-norm) {settings}"
+        )
+    num_heads, d_ff, dropout, attention_dropout, norm_first = settings.pop()
+    norms = [module.encoder.norm, module.decoder.norm]
+    if (norms[0] is None) != (norms[1] is None):
+        raise ValueError(
+            f"both stacks must end with a norm or neither, got {norms[0]} and {norms[1]}"
+        )
+    for norm in filter(None, norms):
+        _check_norm(norm)
+    if embedding.dim() != 2 or embedding.size(1) != module.d_model:
+        raise ValueError(
+            f"embedding {tuple(embedding.shape)} should be (vocab_size, d_model), d_model {module.d_model}"
+        )
+    config = TransformerConfig(
+        vocab_size=embedding.size(0),
+        d_model=module.d_model,
+        num_heads=num_heads,
+        d_ff=d_ff,
+        num_encoder_layers=len(module.encoder.layers),
+        num_decoder_layers=len(module.decoder.layers),
+        dropout=dropout,
+        attention_dropout=attention_dropout,
+        norm_first=norm_first,
+        final_norm=norms[0] is not None,
+        max_length=max_length,
+        pad_id=pad_id,
+    )
+    model = Transformer(config).to(embedding)  # the embedding's device and dtype
+    with torch.no_grad():
+        model.embedding.weight.copy_(embedding)
+        for ours, theirs in _partners(model, module):
+            ours.copy_(theirs)
+    return model
+
+
+def to_torch(model: Transformer) -> nn.Transformer:
+    """Make a torch.nn.Transformer (batch first) that computes what the two stacks of `model` compute.
+
+    The embedding stays behind, as torch's module has none. torch's masks say True where attention is forbidden.
+    """
+    c = model.config
+    sizes = (c.d_model, c.num_heads, c.d_ff, c.dropout)
+
+    def final_norm() -> nn.LayerNorm | None:
+        return None if model.encoder.norm is None else nn.LayerNorm(c.d_model)
+
+    encoder_layer = nn.TransformerEncoderLayer(*sizes, batch_first=True, norm_first=c.norm_first)
+    decoder_layer = nn.TransformerDecoderLayer(*sizes, batch_first=True, norm_first=c.norm_first)
+    module = nn.Transformer(
+        c.d_model,
+        c.num_heads,
+        batch_first=True,
+        custom_encoder=nn.TransformerEncoder(
+            encoder_layer, c.num_encoder_layers, final_norm(), enable_nested_tensor=False
+        ),
+        custom_decoder=nn.TransformerDecoder(decoder_layer, c.num_decoder_layers, final_norm()),
+    ).to(model.embedding.weight)  # our device and dtype
+    for part in module.modules():
+        if isinstance(part, nn.MultiheadAttention):
+            part.dropout = c.attention_dropout
+        elif isinstance(part, _TorchLayer):
+            part.dropout.p = 0.0  # inside the feed-forward network
+    with torch.no_grad():
+        for ours, theirs in _partners(model, module):
+            theirs.copy_(ours)
+    return module.train(model.training)
+
+
+def _settings(layer: _TorchLayer) -> tuple[int, int, float, float, bool]:
+    """Read heads, d_ff, dropout, attention dropout and pre-norm of torch's layer; refuse what ours has not."""
+    activation = layer.activation
+    if activation not in (F.relu, torch.relu) and not isinstance(activation, nn.ReLU):
+        raise ValueError(
+            f"only the activation relu can be carried over, got {getattr(activation, '__name__', activation)}"
+        )
+    if layer.self_attn.in_proj_bias is None or layer.linear1.bias is None:
+        raise ValueError("a model without biases cannot be carried over, got bias=False")
+    for norm in (layer.norm1, layer.norm2):
+        _check_norm(norm)
+    attention_dropout, dropout = layer.self_attn.dropout, layer.dropout1.p
+    return (
+        layer.self_attn.num_heads,
+        layer.linear1.out_features,
+        dropout,
+        attention_dropout,
+        layer.norm_first,
+    )
+
+
+def _check_norm(norm: nn.Module) -> None:
+    """Refuse a norm of torch that is not a LayerNorm with gain, shift and epsilon 1e-5."""
+    if not isinstance(norm, nn.LayerNorm) or norm.weight is None or norm.bias is None:
+        raise ValueError(f"only a LayerNorm with weight and bias can be carried over, got {norm}")
+    if norm.eps != 1e-5:
+        raise ValueError(f"only the layer norm epsilon 1e-05 can be carried over, got {norm.eps}")

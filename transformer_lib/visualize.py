@@ -1,15 +1,33 @@
-"""Palette, plot style and diagrams of the book. Written from the chapters' cells: edit the chapter."""
+"""Palette, plot style, diagrams and pictures of attention.
+
+Written from chapters 0, 5, 6 of the book: edit the chapter, then `make sync`.
+"""
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
+from typing import Any
 
 import matplotlib.pyplot as plt
 from cycler import cycler
+from matplotlib.axes import Axes
+from torch import Tensor, nn
 
-__all__ = ["PALETTE", "Diagram", "diagram", "transformer_map", "use_book_style"]
+from transformer_lib.attention import MultiHeadAttention
+
+__all__ = [
+    "PALETTE",
+    "Diagram",
+    "diagram",
+    "plot_attention",
+    "record_attention",
+    "transformer_map",
+    "use_book_style",
+]
+
 
 PALETTE = {
     "query": "#0072B2",
@@ -109,65 +127,6 @@ def diagram(
     return _draw(name, filled, faded, labels or {})
 
 
-# What each chapter adds to the map of the Transformer.
-_BUILT_IN = {
-    5: ("encoder-self-attention", "decoder-self-attention"),
-    6: ("encoder-self-attention", "decoder-self-attention"),
-    7: ("source-position", "target-position"),
-    8: (
-        "source-embedding",
-        "target-embedding",
-        "encoder-feed-forward",
-        "decoder-feed-forward",
-        "output-linear",
-    ),
-    9: (
-        "encoder-norm-1",
-        "encoder-norm-2",
-        "decoder-norm-1",
-        "decoder-norm-2",
-        "decoder-norm-3",
-    ),
-    10: ("encoder-stack",),
-    11: ("cross-attention", "decoder-stack"),
-    12: ("softmax", "output-probabilities"),
-    13: ("source-tokens", "target-tokens"),
-}
-_EMPHASIZED = {
-    12: (
-        "encoder-stack",
-        "decoder-stack",
-        "output-linear",
-        "softmax",
-        "output-probabilities",
-    ),
-    14: ("target-tokens", "softmax", "output-probabilities"),
-}
-
-
-def transformer_map(chapter: int) -> Diagram:
-    """Show the Transformer's block diagram with what has been built up to `chapter` filled.
-
-    Raises:
-        ValueError: for a chapter that the book does not have.
-    """
-    if not 0 <= chapter <= 26:
-        raise ValueError(f"chapter {chapter} does not exist: the book has chapters 0 to 26")
-    filled = [block for built, blocks in _BUILT_IN.items() if built <= chapter for block in blocks]
-    emphasized = _EMPHASIZED.get(chapter, _BUILT_IN.get(chapter, ()))
-    labels = {}
-    if chapter == 5:  # the same two blocks as in chapter 6, there with all their heads
-        labels = {"encoder-self-attention": "Self-attention\none head"}
-        labels["decoder-self-attention"] = "Masked\nself-attention\none head"
-    caption = "Dashed: still to be built."
-    if filled:
-        caption = "Filled: built so far." + (
-            " Double outline: in this chapter." if emphasized else ""
-        )
-        caption += " Dashed: still to come." if chapter < 13 else ""
-    return _draw("transformer", filled, (), labels, emphasized, caption)
-
-
 def _draw(
     name: str,
     filled: Collection[str] | None,
@@ -248,3 +207,159 @@ def _relabel(text: ElementTree.Element, lines: list[str]) -> None:
             )
     for line, content in zip(text, lines, strict=True):
         line.text = content
+
+
+# What each chapter adds to the map of the Transformer.
+_BUILT_IN = {
+    5: ("encoder-self-attention", "decoder-self-attention"),
+    6: ("encoder-self-attention", "decoder-self-attention"),
+    7: ("source-position", "target-position"),
+    8: (
+        "source-embedding",
+        "target-embedding",
+        "encoder-feed-forward",
+        "decoder-feed-forward",
+        "output-linear",
+    ),
+    9: (
+        "encoder-norm-1",
+        "encoder-norm-2",
+        "decoder-norm-1",
+        "decoder-norm-2",
+        "decoder-norm-3",
+    ),
+    10: ("encoder-stack",),
+    11: ("cross-attention", "decoder-stack"),
+    12: ("softmax", "output-probabilities"),
+    13: ("source-tokens", "target-tokens"),
+}
+
+
+_EMPHASIZED = {
+    12: (
+        "encoder-stack",
+        "decoder-stack",
+        "output-linear",
+        "softmax",
+        "output-probabilities",
+    ),
+    14: ("target-tokens", "softmax", "output-probabilities"),
+}
+
+
+def transformer_map(chapter: int) -> Diagram:
+    """Show the Transformer's block diagram with what has been built up to `chapter` filled.
+
+    Raises:
+        ValueError: for a chapter that the book does not have.
+    """
+    if not 0 <= chapter <= 26:
+        raise ValueError(f"chapter {chapter} does not exist: the book has chapters 0 to 26")
+    filled = [block for built, blocks in _BUILT_IN.items() if built <= chapter for block in blocks]
+    emphasized = _EMPHASIZED.get(chapter, _BUILT_IN.get(chapter, ()))
+    labels = {}
+    if chapter == 5:  # the same two blocks as in chapter 6, there with all their heads
+        labels = {"encoder-self-attention": "Self-attention\none head"}
+        labels["decoder-self-attention"] = "Masked\nself-attention\none head"
+    caption = "Dashed: still to be built."
+    if filled:
+        caption = "Filled: built so far." + (
+            " Double outline: in this chapter." if emphasized else ""
+        )
+        caption += " Dashed: still to come." if chapter < 13 else ""
+    return _draw("transformer", filled, (), labels, emphasized, caption)
+
+
+def plot_attention(
+    weights: Tensor,
+    query_labels: list[str],
+    key_labels: list[str],
+    ax: Axes | None = None,
+    title: str = "",
+) -> Axes:
+    """Draw attention weights as a heat map: one row for each query, one column for each key.
+
+    Args:
+        weights: shape (queries, keys), each entry between 0 and 1.
+        query_labels: one label for each row.
+        key_labels: one label for each column.
+        ax: where to draw; a new figure if None.
+        title: what stands above the picture.
+
+    Returns:
+        The axes that were drawn on.
+
+    Raises:
+        ValueError: if weights is not a matrix with one label for each row and column.
+    """
+    if tuple(weights.shape) != (len(query_labels), len(key_labels)):
+        raise ValueError(
+            f"weights of shape {tuple(weights.shape)} need as many labels, "
+            f"got {len(query_labels)} for the queries and {len(key_labels)} for the keys"
+        )
+    if ax is None:
+        side = 0.45 * max(len(query_labels), len(key_labels)) + 1.6  # inches: room for the labels
+        _, ax = plt.subplots(figsize=(min(side, 7.0), min(side, 7.0)))
+    values = weights.detach().cpu().float().numpy()  # (queries, keys)
+    ax.imshow(values, cmap=plt.rcParams["image.cmap"], vmin=0.0, vmax=1.0)
+    ax.set_xticks(
+        range(len(key_labels)), key_labels, rotation=60, ha="right", rotation_mode="anchor"
+    )
+    ax.set_yticks(range(len(query_labels)), query_labels)
+    ax.set_xlabel("key: listened to")
+    ax.set_ylabel("query: listens")
+    ax.set_title(title)
+    ax.grid(False)
+    if max(values.shape) <= 8:  # few enough to be read
+        for i, row in enumerate(values.tolist()):
+            for j, weight in enumerate(row):
+                color = "white" if weight > 0.5 else "black"
+                number = f"{weight:.2f}".removeprefix("0")
+                ax.text(j, i, number, ha="center", va="center", fontsize=10, color=color)
+    return ax
+
+
+@contextmanager
+def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Keep the attention weights of every MultiHeadAttention in `model` while the context lasts.
+
+    with record_attention(model) as weights:
+        model(source, target)
+
+    Args:
+        model: any module that is, or holds, a MultiHeadAttention.
+
+    Yields:
+        A dictionary, filled as the model runs: name of the module in `model` ("" for the model itself) -> weights of
+        its last call, (batch, heads, queries, keys), detached. In training mode they are the weights after dropout.
+
+    Raises:
+        ValueError: if there is no MultiHeadAttention in `model`.
+    """
+    attentions = {
+        name: part for name, part in model.named_modules() if isinstance(part, MultiHeadAttention)
+    }
+    if not attentions:
+        raise ValueError(f"there is no MultiHeadAttention in this {type(model).__name__}")
+    recorded: dict[str, Tensor] = {}
+
+    def ask(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return args[:5], kwargs | {"need_weights": True}  # need_weights would be the sixth
+
+    def keep(name: str) -> Callable[[nn.Module, Any, tuple[Tensor, Tensor]], None]:
+        def hook(_: nn.Module, __: Any, output: tuple[Tensor, Tensor]) -> None:
+            recorded[name] = output[1].detach()  # (batch, heads, queries, keys)
+
+        return hook
+
+    handles = []
+    try:
+        for name, attention in attentions.items():
+            handles.append(attention.register_forward_pre_hook(ask, with_kwargs=True))
+            handles.append(attention.register_forward_hook(keep(name)))
+        yield recorded
+    finally:
+        for handle in handles:
+            handle.remove()

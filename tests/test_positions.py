@@ -1,0 +1,177 @@
+"""Chapter 7: positional encodings against the equation, their behavior, their errors, and the exercises' checks."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from transformer_lib import checks
+from transformer_lib.attention import MultiHeadAttention
+from transformer_lib.embeddings import (
+    LearnedPositionalEncoding,
+    SinusoidalPositionalEncoding,
+    sinusoidal_positions,
+)
+
+KINDS = [SinusoidalPositionalEncoding, LearnedPositionalEncoding]
+
+
+@settings(max_examples=40, deadline=None)
+@given(length=st.integers(1, 40), pairs=st.integers(1, 20), data=st.data())
+def test_every_entry_is_the_equation(length: int, pairs: int, data: st.DataObject) -> None:
+    d_model = 2 * pairs
+    table = sinusoidal_positions(length, d_model)
+    assert table.shape == (length, d_model)
+    assert table.dtype == torch.float32
+    position, i = data.draw(st.integers(0, length - 1)), data.draw(st.integers(0, pairs - 1))
+    angle = position / 10_000 ** (2 * i / d_model)
+    assert math.isclose(table[position, 2 * i], math.sin(angle), abs_tol=1e-6)
+    assert math.isclose(table[position, 2 * i + 1], math.cos(angle), abs_tol=1e-6)
+
+
+def test_exact_far_out() -> None:
+    position, i = 99_999, 3
+    angle = position / 10_000 ** (2 * i / 512)
+    row = sinusoidal_positions(position + 1, 512)[-1]
+    assert math.isclose(row[2 * i], math.sin(angle), abs_tol=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(offset=st.integers(1, 50), d_model=st.sampled_from([2, 8, 64]))
+def test_dot_products_depend_on_the_offset_alone(offset: int, d_model: int) -> None:
+    table = sinusoidal_positions(100, d_model).double()
+    products = (table[offset:] * table[:-offset]).sum(dim=-1)
+    assert (products.max() - products.min()).item() < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adds_rows_of_its_table(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    position, x = kind(8, max_length=10), torch.randn(3, 6, 8)
+    torch.testing.assert_close(position(x), x + position.table[:6])
+    torch.testing.assert_close(position(x, offset=4), x + position.table[4:])
+    pieces = [position(x[:, i : i + 1], offset=i) for i in range(6)]
+    assert torch.equal(torch.cat(pieces, dim=1), position(x)), (
+        "word by word should equal all at once"
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("shape", "offset", "message"),
+    [
+        ((2, 11, 8), 0, "11 positions from 0 on do not fit a positional encoding of 10"),
+        ((2, 1, 8), 10, "1 positions from 10 on do not fit a positional encoding of 10"),
+        ((2, 3, 8), -1, "3 positions from -1 on"),
+        ((2, 3, 6), 0, r"d_model 8\), got \(2, 3, 6\)"),
+        ((8,), 0, r"got \(8,\)"),
+    ],
+)
+def test_wrong_input(kind: type[nn.Module], shape: tuple, offset: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(8, max_length=10)(torch.zeros(shape), offset)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_last_position_fits(kind: type[nn.Module]) -> None:
+    assert kind(8, max_length=10)(torch.zeros(1, 1, 8), offset=9).shape == (1, 1, 8)
+
+
+@pytest.mark.parametrize(("length", "d_model"), [(0, 8), (-1, 8), (5, 7), (5, 0), (5, -2)])
+def test_impossible_tables(length: int, d_model: int) -> None:
+    with pytest.raises(ValueError, match=f"got (length )?{length if length < 1 else d_model}"):
+        sinusoidal_positions(length, d_model)
+
+
+@pytest.mark.parametrize(("d_model", "max_length"), [(0, 8), (8, 0)])
+def test_impossible_learned_tables(d_model: int, max_length: int) -> None:
+    with pytest.raises(ValueError, match=f"got {d_model} and {max_length}"):
+        LearnedPositionalEncoding(d_model, max_length)
+
+
+def test_what_is_trained_and_what_is_saved() -> None:
+    fixed, learned = SinusoidalPositionalEncoding(8, 10), LearnedPositionalEncoding(8, 10)
+    assert not list(fixed.parameters())
+    assert not fixed.state_dict(), "the sinusoids can be recomputed and should not be saved"
+    assert [tuple(p.shape) for p in learned.parameters()] == [(10, 8)]
+    learned(torch.zeros(1, 4, 8)).sum().backward()
+    assert (learned.table.grad[:4] == 1).all()
+    assert (learned.table.grad[4:] == 0).all(), "rows that no word reached get no gradient"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention_knows_the_order_now(kind: type[nn.Module]) -> None:
+    torch.manual_seed(1)
+    attention, position = MultiHeadAttention(8, 2), kind(8, 10)
+    if kind is LearnedPositionalEncoding:
+        nn.init.normal_(position.table)
+    x, order = torch.randn(1, 5, 8), torch.tensor([4, 2, 0, 1, 3])
+    straight, shuffled = (attention(v, v, v)[0] for v in (position(x), position(x[:, order])))
+    assert not torch.allclose(shuffled, straight[:, order], atol=1e-3)
+
+
+def halves(length: int, d_model: int, *, divide_by: int | None = None) -> Tensor:
+    pairs = d_model // 2
+    frequency = 10_000.0 ** (-torch.arange(pairs).double() / (divide_by or pairs - 1))
+    angle = torch.outer(torch.arange(length).double(), frequency)
+    return torch.cat([angle.sin(), angle.cos()], dim=-1).float()
+
+
+def look_back(back: int, d_model: int, *, sign: int = -1, exponent: int = 2) -> Tensor:
+    angles = [sign * back * 10_000 ** (-exponent * i / d_model) for i in range(d_model // 2)]
+    blocks = [[[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]] for a in angles]
+    return torch.block_diag(*map(torch.tensor, blocks))
+
+
+def grid(rows: int, columns: int, d_model: int) -> Tensor:
+    row, column = torch.arange(rows * columns) // columns, torch.arange(rows * columns) % columns
+    table = sinusoidal_positions(max(rows, columns), d_model // 2)
+    return torch.cat([table[row], table[column]], dim=-1)
+
+
+def by_columns(rows: int, columns: int, d_model: int) -> Tensor:
+    return grid(rows, columns, d_model).view(rows, columns, d_model).transpose(0, 1).flatten(0, 1)
+
+
+RIGHT = {
+    checks.check_wavelength: lambda i, d: 2 * math.pi * 10_000 ** (2 * i / d),
+    checks.check_halves: halves,
+    checks.check_look_back: look_back,
+    checks.check_grid_positions: grid,
+}
+WRONG = [
+    (checks.check_wavelength, lambda i, d: 10_000 ** (2 * i / d), "whole turn is 2 pi"),
+    (checks.check_wavelength, lambda i, d: 2 * math.pi * 10_000 ** (i / d), "i counts pairs"),
+    (checks.check_wavelength, lambda i, d: 2 * math.pi / 10_000 ** (2 * i / d), "grows with i"),
+    (checks.check_halves, sinusoidal_positions, "all sines come first"),
+    (checks.check_halves, lambda n, d: halves(n, d, divide_by=d // 2), "divides by n - 1"),
+    (checks.check_halves, lambda n, d: halves(n, d).roll(d // 2, dims=1), "position 0 is sin"),
+    (checks.check_look_back, lambda back, d: look_back(back, d, sign=1), "turns forward"),
+    (checks.check_look_back, lambda back, d: look_back(back, d, exponent=1), "its own angle"),
+    (checks.check_look_back, lambda back, d: torch.eye(d), "should become"),
+    (
+        checks.check_grid_positions,
+        lambda r, c, d: grid(r, c, d).roll(d // 2, dims=1),
+        "encode the row",
+    ),
+    (checks.check_grid_positions, by_columns, "row by row"),
+    (checks.check_grid_positions, lambda r, c, d: sinusoidal_positions(r * c, d), "first half"),
+]
+
+
+@pytest.mark.parametrize("check", RIGHT)
+def test_checks_accept_the_right_answer(
+    check: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(RIGHT[check])
+    assert "every check passed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("check", "answer", "message"), WRONG)
+def test_checks_reject_likely_mistakes(check: Callable, answer: Callable, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check(answer)
