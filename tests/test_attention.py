@@ -49,9 +49,7 @@ def test_equals_torch_with_any_boolean_mask(
     mask[..., 0] = True
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     output, nothing = scaled_dot_product_attention(query, key, value, mask)
-    explained, weights = scaled_dot_product_attention(
-        query, key, value, mask, need_weights=True
-    )
+    explained, weights = scaled_dot_product_attention(query, key, value, mask, need_weights=True)
     torch.testing.assert_close(output, expected)
     torch.testing.assert_close(explained, expected)
     assert nothing is None
@@ -64,17 +62,11 @@ def test_equals_torch_with_any_boolean_mask(
 
 @settings(max_examples=30, deadline=None)
 @given(length=st.integers(1, 9), seed=st.integers(0, 1000), need_weights=st.booleans())
-def test_causal_attention_never_sees_the_future(
-    length: int, seed: int, need_weights: bool
-) -> None:
+def test_causal_attention_never_sees_the_future(length: int, seed: int, need_weights: bool) -> None:
     torch.manual_seed(seed)
     x = random(2, length, 4)
-    output, _ = scaled_dot_product_attention(
-        x, x, x, is_causal=True, need_weights=need_weights
-    )
-    torch.testing.assert_close(
-        output, F.scaled_dot_product_attention(x, x, x, is_causal=True)
-    )
+    output, _ = scaled_dot_product_attention(x, x, x, is_causal=True, need_weights=need_weights)
+    torch.testing.assert_close(output, F.scaled_dot_product_attention(x, x, x, is_causal=True))
     position = seed % length
     changed = x.clone()
     changed[:, position] = 9.0
@@ -138,6 +130,11 @@ def test_dropout_drops_weights_and_keeps_their_mean() -> None:
     [
         (((3,), (3,), (3,)), None, "at least 2 dimensions"),
         (((2, 4), (3, 5), (3, 5)), None, "equally wide, got 4 and 5"),
+        (
+            ((2, 2, 4), (3, 2, 4), (3, 2, 4)),
+            None,
+            "agree in all but the last two dimensions, got (2, 2, 4), (3, 2, 4)",
+        ),
         (((2, 4), (3, 4), (5, 4)), None, "got 3 keys and 5 values"),
         (
             ((2, 4), (3, 4), (3, 4)),
@@ -172,10 +169,14 @@ def test_bad_dtypes_and_causal_lengths_are_named() -> None:
     x = torch.randn(2, 4)
     with pytest.raises(ValueError, match="one dtype, got torch.float32, torch.float64"):
         scaled_dot_product_attention(x, x.double(), x)
+    with pytest.raises(ValueError, match="floating point, got torch.int64"):
+        scaled_dot_product_attention(*[torch.ones(2, 4, dtype=torch.long)] * 3)
+    with pytest.raises(ValueError, match="on one device, got cpu, meta and cpu"):
+        scaled_dot_product_attention(x, x.to("meta"), x)
+    with pytest.raises(ValueError, match="shape .3,. does not broadcast"):
+        scaled_dot_product_attention(x, x, x, torch.ones(3, dtype=torch.bool))
     with pytest.raises(ValueError, match="as many queries as keys, got 2 and 3"):
-        scaled_dot_product_attention(
-            x, torch.randn(3, 4), torch.randn(3, 4), is_causal=True
-        )
+        scaled_dot_product_attention(x, torch.randn(3, 4), torch.randn(3, 4), is_causal=True)
 
 
 def test_padding_mask() -> None:
@@ -227,15 +228,11 @@ def softmax_over_queries(query: Tensor, key: Tensor, value: Tensor, mask: Tensor
 
 
 def mask_upside_down(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    return (query @ key.transpose(-2, -1) / 2).masked_fill(mask, -1e9).softmax(
-        dim=-1
-    ) @ value
+    return (query @ key.transpose(-2, -1) / 2).masked_fill(mask, -1e9).softmax(dim=-1) @ value
 
 
 def mask_after_softmax(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    return (query @ key.transpose(-2, -1) / 2).softmax(dim=-1).masked_fill(
-        ~mask, 0.0
-    ) @ value
+    return (query @ key.transpose(-2, -1) / 2).softmax(dim=-1).masked_fill(~mask, 0.0) @ value
 
 
 def no_batch(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
@@ -250,7 +247,7 @@ def no_batch(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         (no_scale, "sqrt"),
         (softmax_over_queries, "softmax over the keys"),
         (mask_upside_down, "True means allowed"),
-        (mask_after_softmax, "before the softmax|so value 2 must come out"),
+        (mask_after_softmax, "applied after the softmax"),
         (no_batch, "transpose the last two|raised|shape"),
         (lambda *inputs: None, "None"),
     ],

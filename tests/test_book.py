@@ -23,9 +23,7 @@ from tools.notebooks import (
 
 CHAPTERS = sorted(NOTEBOOKS.glob("*.ipynb"))
 LAST_SECTIONS = ["What goes wrong", "Exercises", "Quiz", "Summary", "The map"]
-MYST = re.compile(
-    r"^\s*(`{3,}|:{3,})\{|\{[a-z:-]+\}`|^\([\w-]+\)=\s*$|^\+\+\+", re.MULTILINE
-)
+MYST = re.compile(r"^\s*(`{3,}|:{3,})\{|\{[a-z:-]+\}`|^\([\w-]+\)=\s*$|^\+\+\+", re.MULTILINE)
 OTHER_PLACES = re.compile(
     r"https?://|\.\./|['\"]/|torch\.load|pickle|urllib|requests\.|subprocess|os\.environ"
 )
@@ -52,9 +50,7 @@ def code(path: Path) -> list[NotebookNode]:
 
 def text(path: Path) -> str:
     """All the Markdown of a chapter."""
-    return "\n\n".join(
-        cell.source for cell in read(path).cells if cell.cell_type == "markdown"
-    )
+    return "\n\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
 
 
 def without_code(markdown: str) -> str:
@@ -81,21 +77,14 @@ def sections(path: Path) -> dict[str, list[NotebookNode]]:
 def calls(source: str) -> set[str]:
     """The names of the functions that a piece of code calls."""
     nodes = [
-        node.func
-        for node in ast.walk(parse_cell(source, "cell"))
-        if isinstance(node, ast.Call)
+        node.func for node in ast.walk(parse_cell(source, "cell")) if isinstance(node, ast.Call)
     ]
-    return {
-        node.id if isinstance(node, ast.Name) else getattr(node, "attr", "")
-        for node in nodes
-    }
+    return {node.id if isinstance(node, ast.Name) else getattr(node, "attr", "") for node in nodes}
 
 
 def can_fail(source: str) -> bool:
     """Whether a cell holds a check that can fail."""
-    return bool(re.search(r"^\s*assert ", source, re.MULTILINE)) or "assert_close" in calls(
-        source
-    )
+    return bool(re.search(r"^\s*assert ", source, re.MULTILINE)) or "assert_close" in calls(source)
 
 
 each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
@@ -121,9 +110,7 @@ def test_the_first_cell_says_what_the_chapter_is(path: Path) -> None:
     lines = [line for line in first.source.splitlines() if line.strip()]
     assert re.fullmatch(rf"# {number(path)}\. \S.+", lines[0]), f"title is {lines[0]!r}"
     labels = re.findall(r"^- \*\*(.+?):\*\* \S", first.source, re.MULTILINE)
-    assert labels == ["Question", "You build", "You need", "Time"], (
-        f"the first cell has {labels}"
-    )
+    assert labels == ["Question", "You build", "You need", "Time"], f"the first cell has {labels}"
 
 
 @each_chapter
@@ -162,9 +149,7 @@ def test_every_section_that_runs_code_has_a_check_that_can_fail(path: Path) -> N
             continue
         runs = [cell for cell in cells if cell.cell_type == "code" and cell.outputs]
         computes = [
-            cell
-            for cell in runs
-            if not re.match(r"diagram\(|transformer_map\(", cell.source)
+            cell for cell in runs if not re.match(r"diagram\(|transformer_map\(", cell.source)
         ]
         if computes:
             asserting = [
@@ -210,21 +195,15 @@ def test_exercises_have_hint_stub_check_and_solution(path: Path) -> None:
     for label, stub, check, solution in zip(labels, stubs, checks, solutions, strict=True):
         assert f'@diagnostic("Exercise {label}")' in check.source
         assert "hide-input" in tags(check), f"the check of {label} is folded"
-        assert "raise NotImplementedError" in stub.source, (
-            f"the stub of {label} is to be filled in"
-        )
+        assert "raise NotImplementedError" in stub.source, f"the stub of {label} is to be filled in"
         assert solution.source.startswith(f"# Solution {label}")
         assert "hide-cell" in tags(solution), f"the solution of {label} is folded"
         name = re.search(r"^def (check_\w+)\(", check.source, re.MULTILINE)
         assert name is not None, f"the check of {label} is called check_..."
         assert {name[1]} <= calls(stub.source), f"the stub of {label} calls {name[1]}"
-        assert {name[1]} <= calls(solution.source), (
-            f"the solution of {label} calls {name[1]}"
-        )
+        assert {name[1]} <= calls(solution.source), f"the solution of {label} calls {name[1]}"
         output = "".join(out.get("text", "") for out in stub.outputs)
-        assert f"Exercise {label} is still open" in output, (
-            f"the stub of {label} prints {output!r}"
-        )
+        assert f"Exercise {label} is still open" in output, f"the stub of {label} prints {output!r}"
         output = "".join(out.get("text", "") for out in solution.outputs)
         assert f"Exercise {label}: every check passed." in output, (
             f"the solution of {label} prints {output!r}"
@@ -247,9 +226,7 @@ def test_the_quiz_explains_every_answer(path: Path) -> None:
             f"an answer is not in the form of the others: {question}"
         )
         for answer, explanation in answers:
-            assert len(explanation.split()) >= 5, (
-                f"{answer!r} is hardly explained: {explanation!r}"
-            )
+            assert len(explanation.split()) >= 5, f"{answer!r} is hardly explained: {explanation!r}"
 
 
 @each_chapter
@@ -260,12 +237,8 @@ def test_the_map_closes_the_chapter(path: Path) -> None:
 @each_chapter
 def test_the_markdown_is_understood_everywhere(path: Path) -> None:
     markdown = text(path)
-    assert not MYST.search(without_code(markdown)), (
-        "MyST syntax shows raw in JupyterLab and Colab"
-    )
-    assert not re.search(r"<(script|style|iframe|img)", markdown), (
-        "HTML that loads or styles"
-    )
+    assert not MYST.search(without_code(markdown)), "MyST syntax shows raw in JupyterLab and Colab"
+    assert not re.search(r"<(script|style|iframe|img)", markdown), "HTML that loads or styles"
     numbered = re.findall(r"\\tag\{(.+?)\}", markdown)
     assert numbered == [f"{number(path)}.{k}" for k in range(1, len(numbered) + 1)], (
         f"equations are {numbered}"
@@ -321,9 +294,7 @@ def test_every_public_name_is_documented() -> None:
     for path in sorted((ROOT / "transformer_lib").glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in tree.body:
-            if isinstance(
-                node, ast.FunctionDef | ast.ClassDef
-            ) and not node.name.startswith("_"):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 docstring = ast.get_docstring(node) or ""
                 assert docstring, f"{path.name}: {node.name} has no docstring"
                 raises = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))

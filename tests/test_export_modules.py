@@ -186,9 +186,7 @@ def test_check_fails_on_a_stale_module_and_writes_nothing(
     assert main() == 0
     monkeypatch.setattr("sys.argv", [*command, "--check"])
     assert main() == 0
-    (package / "attention.py").write_text(
-        (package / "attention.py").read_text() + "\ny = 2\n"
-    )
+    (package / "attention.py").write_text((package / "attention.py").read_text() + "\ny = 2\n")
     assert main() == 1
 
 

@@ -14,9 +14,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 def test_every_file_of_the_package_is_shipped() -> None:
     patterns = PROJECT["tool"]["setuptools"]["package-data"]["transformer_lib"]
     files = [
-        path
-        for path in PACKAGE.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts
     ]
     for path in files:
         name = path.relative_to(PACKAGE).as_posix()
@@ -44,11 +42,7 @@ def test_importing_adds_little_to_importing_torch() -> None:
     code = "import time, torch; start = time.perf_counter(); import transformer_lib; print(time.perf_counter() - start)"
     command = [sys.executable, "-c", code]
     runs = [
-        float(
-            subprocess.run(
-                command, capture_output=True, text=True, check=True, cwd=ROOT
-            ).stdout
-        )
+        float(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
         for _ in range(3)
     ]
     assert min(runs) < 0.3, f"import transformer_lib takes {runs} s on top of torch"

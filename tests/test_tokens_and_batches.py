@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from transformer_lib.checks import check_groups, check_merge, check_padding_share, check_reads_and_says
+from transformer_lib.checks import (
+    check_groups,
+    check_merge,
+    check_padding_share,
+    check_reads_and_says,
+)
 from transformer_lib.data import (
     Example,
     Pair,
@@ -261,7 +266,9 @@ def eos_after_padding(targets: list[list[int]]) -> tuple[Tensor, Tensor]:
         (lambda targets: (torch.tensor(targets), torch.tensor(targets)), "shape"),
     ],
 )
-def test_check_reads_and_says_rejects(wrong: Callable[..., tuple[Tensor, Tensor]], message: str) -> None:
+def test_check_reads_and_says_rejects(
+    wrong: Callable[..., tuple[Tensor, Tensor]], message: str
+) -> None:
     with pytest.raises(AssertionError, match=message):
         check_reads_and_says(wrong)
 

@@ -42,9 +42,7 @@ def rows(*lengths: int, width: int | None = None, seed: int = 0) -> Tensor:
     tokens = torch.randint(
         3, TINY.vocab_size, (len(lengths), width or max(lengths)), generator=generator
     )
-    return tokens.masked_fill(
-        torch.arange(tokens.size(1)) >= torch.tensor(lengths)[:, None], PAD
-    )
+    return tokens.masked_fill(torch.arange(tokens.size(1)) >= torch.tensor(lengths)[:, None], PAD)
 
 
 def shaken(config: TransformerConfig) -> Transformer:
@@ -79,9 +77,7 @@ def shaken(config: TransformerConfig) -> Transformer:
         ({"pad_id": -1}, ["pad_id", "-1"]),
     ],
 )
-def test_a_config_that_cannot_work_is_refused(
-    change: dict[str, Any], words: list[str]
-) -> None:
+def test_a_config_that_cannot_work_is_refused(change: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         replace(TINY, **change)
     for word in words:
@@ -134,13 +130,9 @@ def test_frozen_parameters_do_not_count(model: Transformer) -> None:
 def test_shapes_and_final_norms(norm_first: bool) -> None:
     model = Transformer(replace(TINY, norm_first=norm_first))
     assert model(rows(5, 3), rows(4, 2)).shape == (2, 4, TINY.vocab_size)
-    assert (
-        (model.encoder.norm is not None) == (model.decoder.norm is not None) == norm_first
-    )
+    assert (model.encoder.norm is not None) == (model.decoder.norm is not None) == norm_first
     assert Transformer(replace(TINY, final_norm=True)).decoder.norm is not None
-    assert (
-        Transformer(replace(TINY, norm_first=True, final_norm=False)).encoder.norm is None
-    )
+    assert Transformer(replace(TINY, norm_first=True, final_norm=False)).encoder.norm is None
 
 
 @settings(max_examples=15, deadline=None)
@@ -172,9 +164,7 @@ def test_the_future_cannot_be_seen(position: int, token: int) -> None:
     model = shaken(TINY)
     source, target = rows(5, 4), rows(7, 7, seed=1)
     changed = target.clone()
-    changed[:, position] = torch.where(
-        target[:, position] == token, 3 + (token - 2) % 10, token
-    )
+    changed[:, position] = torch.where(target[:, position] == token, 3 + (token - 2) % 10, token)
     with torch.no_grad():
         moved = (
             (model(source, changed) - model(source, target)).abs().amax(dim=-1)
@@ -199,9 +189,7 @@ def test_the_pieces_make_the_whole_and_offset_moves_positions(model: Transformer
         torch.testing.assert_close(
             model.project(model.decode(target, memory, source)), model(source, target)
         )
-        torch.testing.assert_close(
-            model.embed(target)[:, 2:], model.embed(target[:, 2:], offset=2)
-        )
+        torch.testing.assert_close(model.embed(target)[:, 2:], model.embed(target[:, 2:], offset=2))
 
 
 def test_a_source_of_nothing_but_padding_gives_numbers() -> None:
@@ -375,9 +363,7 @@ def test_what_cannot_be_carried_over_is_refused() -> None:
     with pytest.raises(ValueError, match="alike"):
         from_torch(mixed, torch.zeros(5, 16))
     with pytest.raises(ValueError, match="Identity"):
-        from_torch(
-            nn.Transformer(**common | {"custom_encoder": nn.Identity()}), torch.zeros(5, 16)
-        )
+        from_torch(nn.Transformer(**common | {"custom_encoder": nn.Identity()}), torch.zeros(5, 16))
 
 
 # Greedy decoding
@@ -402,8 +388,7 @@ def test_greedy_decoding_of_a_batch_is_that_of_its_rows() -> None:
         source = rows(5, 2, 4, seed=seed)
         together = greedy_decode(model, source, max_new_tokens=7)
         assert together == [
-            greedy_decode(model, row[None, row != PAD], max_new_tokens=7)[0]
-            for row in source
+            greedy_decode(model, row[None, row != PAD], max_new_tokens=7)[0] for row in source
         ]
         assert model.training, "the mode should come back as it was"
 
@@ -412,9 +397,7 @@ def test_greedy_decoding_stops_at_eos_and_leaves_it_out() -> None:
     class Scripted(Transformer):
         def project(self, hidden: Tensor) -> Tensor:
             step.append(len(step))
-            likely = torch.tensor([[5, EOS, 6, 6], [7, 8, EOS, 9]])[
-                :, len(step) - 1
-            ]  # (batch,)
+            likely = torch.tensor([[5, EOS, 6, 6], [7, 8, EOS, 9]])[:, len(step) - 1]  # (batch,)
             return nn.functional.one_hot(likely, TINY.vocab_size).float()
 
     step: list[int] = []

@@ -1,15 +1,26 @@
 """Spine (to be regenerated from chapters 14 and 15)."""
 
-from collections.abc import Iterable
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transformer_lib.data import Batch
+from transformer_lib.data import Batch, Example, token_batches
 from transformer_lib.transformer import Transformer
 
-__all__ = ["evaluate_loss", "learning_rate", "make_optimizer", "translation_loss"]
+__all__ = [
+    "Progress",
+    "endless_batches",
+    "evaluate_loss",
+    "learning_rate",
+    "make_optimizer",
+    "train",
+    "translation_loss",
+]
 
 
 def learning_rate(step: int, d_model: int, warmup_steps: int = 4000) -> float:
@@ -68,9 +79,15 @@ def _real_logits(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
         )
     real = batch.target_out != model.config.pad_id  # (batch, target)
     if not real.any():
-        raise ValueError(f"nothing to learn: all {real.numel()} target tokens are padding (id {model.config.pad_id})")
-    hidden = model.decode(batch.target_in, model.encode(batch.source), batch.source)  # (batch, target, d_model)
-    return model.project(hidden[real]), batch.target_out[real]  # (real tokens, vocab_size), (real tokens,)
+        raise ValueError(
+            f"nothing to learn: all {real.numel()} target tokens are padding (id {model.config.pad_id})"
+        )
+    hidden = model.decode(
+        batch.target_in, model.encode(batch.source), batch.source
+    )  # (batch, target, d_model)
+    return model.project(hidden[real]), batch.target_out[
+        real
+    ]  # (real tokens, vocab_size), (real tokens,)
 
 
 @torch.no_grad()
@@ -95,3 +112,102 @@ def evaluate_loss(model: Transformer, batches: Iterable[Batch]) -> float:
     if count == 0:
         raise ValueError("there is no batch to evaluate on")
     return total / count
+
+
+def endless_batches(examples: Sequence[Example], max_tokens: int, seed: int) -> Iterator[Batch]:
+    """Epoch after epoch of token_batches, each shuffled anew, for as long as anybody asks.
+
+    Args:
+        examples: every epoch holds each of them once.
+        max_tokens: the most tokens a batch may have on either side, padding counted.
+        seed: another seed gives other batches in another order.
+
+    Raises:
+        ValueError: see token_batches.
+    """
+    generator = random.Random(seed)
+    while True:
+        yield from token_batches(examples, max_tokens, seed=generator.getrandbits(32))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training has come.
+
+    step: the number of steps taken.
+    learning_rate: that of the last step.
+    train_loss: with label smoothing, averaged over the steps since the last report; nats a token.
+    validation_loss: on held-out batches, without smoothing and dropout; nats a token.
+    """
+
+    step: int
+    learning_rate: float
+    train_loss: float
+    validation_loss: float
+
+
+def train(
+    model: Transformer,
+    batches: Iterable[Batch],
+    *,
+    steps: int,
+    warmup_steps: int = 4000,
+    cool_down_steps: int = 0,
+    label_smoothing: float = 0.1,
+    validation: Sequence[Batch] = (),
+    report_every: int = 100,
+    on_report: Callable[[Progress], None] = lambda progress: None,
+) -> list[Progress]:
+    """Train a model in place, one step a batch (paper, section 5).
+
+    Args:
+        model: what is trained; it is left in eval mode, ready to translate.
+        batches: at least as many as steps; endless_batches makes them.
+        steps: how many steps to take.
+        warmup_steps: where the paper's learning rate peaks.
+        cool_down_steps: over this many last steps the rate also falls in a straight line to zero.
+        label_smoothing: share of the target spread over the whole vocabulary.
+        validation: held-out batches to measure progress on.
+        report_every: steps from one report to the next; the last step reports, too.
+        on_report: called with each report, to print it, for instance.
+
+    Returns:
+        The reports. Without held-out batches their validation_loss is NaN.
+
+    Raises:
+        ValueError: if steps, warmup_steps or report_every is below 1, cool_down_steps is not
+            between 0 and steps, or there are fewer batches than steps.
+        FloatingPointError: if the loss becomes infinite or NaN.
+    """
+    for name, value in (("steps", steps), ("report_every", report_every)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not 0 <= cool_down_steps <= steps:
+        raise ValueError(f"cool_down_steps must be from 0 to steps {steps}, got {cool_down_steps}")
+    optimizer = make_optimizer(model)
+    reports: list[Progress] = []
+    losses: list[float] = []
+    step = 0
+    model.train()
+    for step, batch in zip(range(1, steps + 1), batches, strict=False):
+        rate = learning_rate(step, model.config.d_model, warmup_steps)
+        if cool_down_steps:
+            rate *= min(1.0, (steps + 1 - step) / cool_down_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = translation_loss(model, batch, label_smoothing)
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise FloatingPointError(f"step {step}, at rate {rate:.2g}, has a loss of {losses[-1]}")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % report_every == 0 or step == steps:
+            held_out = evaluate_loss(model, validation) if validation else math.nan
+            reports.append(Progress(step, rate, sum(losses) / len(losses), held_out))
+            losses.clear()
+            on_report(reports[-1])
+    if step < steps:
+        raise ValueError(f"there are only {step} batches for {steps} steps")
+    model.eval()
+    return reports
