@@ -151,7 +151,8 @@ def centered_unless_square(x: Tensor) -> Tensor:
         (lambda x: x - x.mean(), "own mean"),
         (lambda x: x - x.mean(dim=0), r"become"),
         (lambda x: x - x.mean(dim=0, keepdim=True), r"become"),
-        (lambda x: x - x.mean(dim=-1), "raised RuntimeError"),
+        (lambda x: x - x.mean(dim=-1), "keepdim=True"),
+        (lambda x: x - x.mean(dim=-1) if len(x) == 1 else x, "own mean"),
         (centered_unless_square, "keepdim=True"),
         (lambda x: x.mean(dim=-1, keepdim=True), r"shape \(1, 3\), not \(1, 1\)"),
     ],
@@ -161,10 +162,17 @@ def test_rows_centered_wrongly(wrong: Callable[[Tensor], Tensor], message: str) 
         check_centered_rows(wrong)
 
 
+@pytest.mark.parametrize("standard_errors", [4, 5, 6])
+def test_tolerances_that_hold(standard_errors: int, capsys: pytest.CaptureFixture[str]) -> None:
+    check_tolerance(lambda throws: standard_errors * math.sqrt(35 / 12 / throws))
+    assert capsys.readouterr().out == "Exercise 0.2: every check passed.\n"
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         (lambda throws: 0.5, "too generous"),
+        (lambda throws: 7 * math.sqrt(35 / 12 / throws), "too generous"),
         (lambda throws: 10 / math.sqrt(throws) * 1.7, "too generous"),
         (lambda throws: math.sqrt(35 / 12 / throws), "too strict"),
         (lambda throws: 0.08, "halve"),

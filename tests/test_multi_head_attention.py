@@ -207,6 +207,26 @@ def test_wrong_shapes(shapes: tuple, mask: tuple | None, message: str) -> None:
         attention(*(torch.ones(shape) for shape in shapes), attn_mask)
 
 
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((2, 3, 8), (2, 2, 3, 4), (2, 2, 3, 4)), r"query must have shape .*got \(2, 3, 8\)"),
+        (
+            ((2, 2, 3, 4), (2, 3, 2, 4), (2, 2, 3, 4)),
+            r"key must have shape .*heads 2.*\(2, 3, 2, 4\)",
+        ),
+        (
+            ((2, 2, 3, 4), (2, 2, 3, 4), (2, 2, 3, 8)),
+            r"value must have shape .*d_k 4.*\(2, 2, 3, 8\)",
+        ),
+        (((2, 2, 3, 4), (1, 2, 3, 4), (1, 2, 3, 4)), "batch size, got 2, 1 and 1"),
+    ],
+)
+def test_attend_names_wrong_shapes(shapes: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MultiHeadAttention(8, 2).attend(*(torch.ones(shape) for shape in shapes))
+
+
 class TwoLayers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -268,12 +288,16 @@ def multi_head(
     def split(x: Tensor) -> Tensor:
         if wrong.get("no_transpose"):
             return x.reshape(x.size(0), h, x.size(1), -1)
+        if wrong.get("interleaved"):  # head i owns columns i, i + h, ...
+            return x.unflatten(-1, (-1, h)).permute(0, 3, 1, 2)
         return x.unflatten(-1, (h, -1)).transpose(1, 2)
 
     q, k, v = split(q @ wq), split(k @ wk), split(v @ wv)
     heads = F.scaled_dot_product_attention(
         q, k, v, scale=d_model**-0.5 if wrong.get("wide_scale") else None
     )
+    if wrong.get("over_queries"):
+        heads = (q @ k.transpose(-2, -1) / q.size(-1) ** 0.5).softmax(dim=-2) @ v
     joined = heads.flatten(1, 2).reshape(q.size(0), -1, d_model) if wrong.get("bad_join") else None
     joined = heads.transpose(1, 2).flatten(-2) if joined is None else joined
     return joined if wrong.get("no_output") else joined @ wo
@@ -348,6 +372,16 @@ WRONG = [
         checks.check_multi_head_attention,
         lambda *a: multi_head(*a, no_output=True),
         "W_O is missing",
+    ),
+    (
+        checks.check_multi_head_attention,
+        lambda *a: multi_head(*a, over_queries=True),
+        "the softmax's axis: over the keys",
+    ),
+    (
+        checks.check_multi_head_attention,
+        lambda *a: multi_head(*a, interleaved=True),
+        "which columns belong to head i",
     ),
     (
         checks.check_attention_cost,

@@ -10,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from transformer_lib.checks import check_clip, check_half_peak, check_shift, check_smoothed_loss
+from transformer_lib.checks import (
+    check_clip,
+    check_half_peak,
+    check_smoothed_loss,
+    check_teacher_forcing,
+)
 from transformer_lib.data import Batch, make_batch
 from transformer_lib.training import evaluate_loss, learning_rate, make_optimizer, translation_loss
 from transformer_lib.transformer import Transformer, TransformerConfig
@@ -234,8 +239,8 @@ def shift(sentences: list[list[int]]) -> tuple[Tensor, Tensor]:
     return batch.target_in, batch.target_out
 
 
-def test_check_shift() -> None:
-    check_shift(shift)
+def test_check_teacher_forcing() -> None:
+    check_teacher_forcing(shift)
     wrong: list[tuple[Callable[[list[list[int]]], tuple[Tensor, Tensor]], str]] = [
         (lambda s: shift(s)[::-1], "swapped"),
         (lambda s: (shift(s)[0], shift(s)[0]), "say 5 6 7 <eos>"),
@@ -250,7 +255,7 @@ def test_check_shift() -> None:
     ]
     for attempt, words in wrong:
         with pytest.raises(AssertionError, match=words):
-            check_shift(attempt)
+            check_teacher_forcing(attempt)
 
 
 def smoothed(logits: Tensor, targets: Tensor, smoothing: float, pad_id: int) -> Tensor:

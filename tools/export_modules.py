@@ -56,9 +56,7 @@ class Definition:
     module: str
     source: str
     names: list[str]
-    imports: dict[
-        str, str
-    ]  # every name that the chapter imports -> the statement that imports it
+    imports: dict[str, str]  # every name that the chapter imports -> the statement that imports it
 
 
 @dataclass
@@ -124,9 +122,7 @@ def read_chapter(path: Path) -> list[tuple[Definition, str | None]]:
     """The exported cells of a notebook, each with the name that it replaces, if any."""
     number = re.match(r"(\d\d)-", path.name)
     if number is None:
-        raise ExportError(
-            f"{path.name}: a chapter's name starts with two digits and a dash"
-        )
+        raise ExportError(f"{path.name}: a chapter's name starts with two digits and a dash")
     found: list[tuple[Definition, str | None]] = []
     imports: dict[str, str] = {}
     for index, cell in enumerate(nbformat.read(path, as_version=4).cells):
@@ -255,9 +251,7 @@ def write_init(modules: dict[str, Module]) -> str:
         for name, module in sorted(modules.items())
         if name not in NOT_IN_INIT and module.public
     }
-    imports = [
-        f"from {PACKAGE}.{name} import {', '.join(names)}" for name, names in shown.items()
-    ]
+    imports = [f"from {PACKAGE}.{name} import {', '.join(names)}" for name, names in shown.items()]
     names = sorted(name for names in shown.values() for name in names)
     title = (
         "The Transformer of 'Attention Is All You Need', built piece by piece.\n\n"
@@ -281,9 +275,7 @@ def tidy(source: str, name: str) -> str:
             f"{PACKAGE}/{name}.py",
             "-",
         ]
-        done = subprocess.run(
-            command, input=source, capture_output=True, text=True, cwd=ROOT
-        )
+        done = subprocess.run(command, input=source, capture_output=True, text=True, cwd=ROOT)
         if done.returncode:
             raise ExportError(f"ruff cannot tidy {name}.py: {done.stdout}{done.stderr}")
         source = done.stdout
@@ -302,9 +294,7 @@ def export(notebooks: Path) -> dict[str, str]:
 def stale_files(sources: dict[str, str], package: Path) -> list[str]:
     """What differs between the chapters and the package, one line each."""
     there = {path.name: path.read_text(encoding="utf-8") for path in package.glob("*.py")}
-    lines = [
-        f"{name}: no chapter exports it" for name in sorted(there.keys() - sources.keys())
-    ]
+    lines = [f"{name}: no chapter exports it" for name in sorted(there.keys() - sources.keys())]
     lines += [f"{name}: not written yet" for name in sorted(sources.keys() - there.keys())]
     lines += [
         f"{name}: not what the chapters say; `make sync` writes it anew"

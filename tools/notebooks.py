@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -122,10 +123,8 @@ def stamp(notebook: NotebookNode, url: str) -> None:
     """Write the setup cell, the run time, and the folding of hidden cells into a chapter."""
     for cell in tagged(notebook, "setup"):
         cell.source = SETUP.format(url=url)
-        cell.metadata["tags"] = [
-            "setup",
-            "hide-input",
-        ]  # twenty lines that a reader need not see each time
+        # Twenty lines that a reader need not see each time.
+        cell.metadata["tags"] = ["setup", "hide-input"]
     seconds = notebook.metadata.get("book", {}).get("seconds")
     if seconds is not None:
         first = notebook.cells[0]
@@ -152,9 +151,7 @@ def stamp_all(paths: list[Path], check: bool) -> int:
     return 1 if stale and check else 0
 
 
-def run(
-    path: Path, output: Path, python: Path, parameters: dict[str, int], threads: int
-) -> float:
+def run(path: Path, output: Path, python: Path, parameters: dict[str, int], threads: int) -> float:
     """Run a chapter with papermill in an empty folder; returns the seconds it took, raises what it raises."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": str(threads), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -162,27 +159,15 @@ def run(
         tempfile.TemporaryDirectory() as folder,
         tempfile.TemporaryDirectory() as no_kernels,
     ):
-        environment["JUPYTER_DATA_DIR"] = (
-            no_kernels  # no kernel of the user's may take the place of python's own
-        )
-        command = [
-            str(python),
-            "-m",
-            "papermill",
-            str(path),
-            str(output),
-            "--kernel",
-            "python3",
-            "--cwd",
-            folder,
-        ]
-        command += ["--no-progress-bar", "--execution-timeout", str(4 * budget(path))]
+        # No kernel of the user's may take the place of python's own.
+        environment["JUPYTER_DATA_DIR"] = no_kernels
+        command = [str(python), "-m", "papermill", str(path), str(output), "--no-progress-bar"]
+        command += ["--kernel", "python3", "--cwd", folder]
+        command += ["--execution-timeout", str(4 * budget(path))]
         for name, value in parameters.items():
             command += ["-p", name, str(value)]
         start = time.perf_counter()
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True
-        )
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         seconds = time.perf_counter() - start
         if done.returncode:
             raise RuntimeError(
@@ -194,26 +179,49 @@ def run(
     return seconds
 
 
-def execute(paths: list[Path]) -> int:
-    """Run chapters one after another and store their outputs, and the seconds they took, in them."""
-    url = repository_url()
+def on_all(paths: list[Path], job: Callable[[Path, int], None]) -> None:
+    """Call job(path, threads) for every chapter: two at a time, but the heavy ones alone with both cores."""
+    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
+        list(pool.map(lambda path: job(path, 1), [p for p in paths if number(p) not in ALONE]))
     for path in paths:
+        if number(path) in ALONE:
+            job(path, 2)
+
+
+def tidy(notebook: NotebookNode) -> None:
+    """Remove from a fresh run what would differ at the next: times, paths, and where a stream was cut."""
+    notebook.metadata.pop("papermill", None)
+    for cell in notebook.cells:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if cell.metadata.get("tags") == []:
+            del cell.metadata["tags"]
+        whole: list[NotebookNode] = []
+        for output in cell.get("outputs", []):
+            if whole and output.output_type == "stream" and whole[-1].get("name") == output.name:
+                whole[-1].text += output.text
+            else:
+                whole.append(output)
+        if cell.cell_type == "code":
+            cell.outputs = whole
+
+
+def execute(paths: list[Path]) -> int:
+    """Run chapters and store their outputs, and the seconds they took, in them."""
+    url = repository_url()
+
+    def execute_one(path: Path, threads: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / path.name
-            seconds = run(path, output, Path(sys.executable), {}, threads=2)
+            seconds = run(path, output, Path(sys.executable), {}, threads)
             notebook = nbformat.read(output, as_version=4)
-        notebook.metadata.pop(
-            "papermill", None
-        )  # times and paths: another diff at every run
-        for cell in notebook.cells:
-            for key in ("papermill", "execution"):
-                cell.metadata.pop(key, None)
-            if cell.metadata.get("tags") == []:
-                del cell.metadata["tags"]
+        tidy(notebook)
         notebook.metadata["book"] = {"seconds": round(seconds, 1)}
         stamp(notebook, url)
         nbformat.write(notebook, path)
-        print(f"{path.name}: {seconds:.0f} s", flush=True)
+        print(f"{path.name:45s} {seconds:5.0f} s of {budget(path)}", flush=True)
+
+    on_all(paths, execute_one)
     return 0
 
 
@@ -226,9 +234,7 @@ def installed_wheel() -> Path:
     PROOF.mkdir(parents=True)
     here = [sys.executable, "-m"]
     quiet = {"check": True, "capture_output": True, "cwd": ROOT}
-    subprocess.run(
-        [*here, "build", "--wheel", "--no-isolation", "--outdir", str(PROOF)], **quiet
-    )
+    subprocess.run([*here, "build", "--wheel", "--no-isolation", "--outdir", str(PROOF)], **quiet)
     subprocess.run([*here, "venv", "--without-pip", str(PROOF / "venv")], **quiet)
     python = PROOF / "venv" / "bin" / "python"
     wheel = next(PROOF.glob("*.whl"))
@@ -255,9 +261,7 @@ def installed_wheel() -> Path:
 def site_packages(python: Path) -> str:
     """Where a Python keeps its packages."""
     command = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    return subprocess.run(
-        command, check=True, capture_output=True, text=True
-    ).stdout.strip()
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 PROBE = """import importlib.util, socket, sys
@@ -291,27 +295,17 @@ def prove(paths: list[Path], seed: int) -> int:
     probe(python)
     failures: list[str] = []
 
-    def prove_one(path: Path) -> None:
+    def prove_one(path: Path, threads: int) -> None:
         try:
-            threads = 2 if number(path) in ALONE else 1
-            seconds = run(
-                path, PROOF / path.name, python, {"SEED": seed + number(path)}, threads
-            )
-            verdict = f"{seconds:5.0f} s of {budget(path)}"
+            seconds = run(path, PROOF / path.name, python, {"SEED": seed + number(path)}, threads)
+            print(f"{path.name:45s} {seconds:5.0f} s of {budget(path)}", flush=True)
             if seconds > budget(path):
-                failures.append(
-                    f"{path.name} took {seconds:.0f} s, more than its {budget(path)} s"
-                )
-            print(f"{path.name:45s} {verdict}", flush=True)
+                failures.append(f"{path.name} took {seconds:.0f} s, more than its {budget(path)} s")
         except RuntimeError as error:
             failures.append(str(error))
             print(f"{path.name:45s} FAILED", flush=True)
 
-    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
-        list(pool.map(prove_one, [path for path in paths if number(path) not in ALONE]))
-    for path in paths:
-        if number(path) in ALONE:
-            prove_one(path)
+    on_all(paths, prove_one)
     print("\n\n".join(failures))
     print(f"{len(paths) - len(failures)} passed, {len(failures)} failed")
     return 1 if failures else 0
@@ -323,9 +317,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("action", choices=["stamp", "execute", "prove"])
-    parser.add_argument(
-        "numbers", nargs="*", help="two-digit numbers of the chapters, all if none"
-    )
+    parser.add_argument("numbers", nargs="*", help="two-digit numbers of the chapters, all if none")
     parser.add_argument(
         "--check",
         action="store_true",
