@@ -150,6 +150,14 @@ def test_exercise_1_refuses(attempt: object, message: str) -> None:
         check_embedding(attempt)
 
 
+def test_exercise_1_refuses_one_hot_without_the_size_of_the_vocabulary() -> None:
+    def unaware(tokens: Tensor, weight: Tensor) -> Tensor:
+        return F.one_hot(tokens).float() @ weight * math.sqrt(weight.size(1))
+
+    with pytest.raises(AssertionError, match="unaware raised RuntimeError"):
+        check_embedding(unaware)
+
+
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
@@ -176,7 +184,11 @@ def counts(
 
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [({"attentions": 2}, "72 is asked for"), ({"bias": 0}, "72 is asked for")],
+    [
+        ({"attentions": 2}, "96 counts one attention a layer"),
+        ({"bias": 0}, "108 leaves the biases out"),
+        ({"attentions": 2, "bias": 0}, "72 leaves the biases out and counts one attention"),
+    ],
 )
 def test_exercise_3_refuses(changed: dict[str, int], message: str) -> None:
     check_parameter_counts(counts)
@@ -207,3 +219,20 @@ def test_exercise_5_refuses_a_network_that_loses_negative_numbers() -> None:
     )
     with pytest.raises(AssertionError, match="lost when it is negative"):
         check_maximum(lambda: (w_1, torch.zeros(3), w_2, torch.zeros(2)))
+
+
+def test_exercise_5_refuses_a_bias_that_only_moves_the_bend() -> None:
+    def shifted(bias: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        w_1 = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 1.0, 0.0]])
+        w_2 = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+        return w_1, torch.tensor([0.0, bias, 0.0]), w_2, torch.tensor([-bias, -bias])
+
+    for bias in (10.0, 1000.0, 100_000.0):
+        with pytest.raises(AssertionError, match="only moves the bend further out"):
+            check_maximum(lambda bias=bias: shifted(bias))
+
+
+def test_exercise_5_accepts_biases_that_cancel() -> None:
+    w_1 = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 1.0, -1.0]])
+    w_2 = torch.tensor([[1.0, 1.0], [1.0, 1.0], [-1.0, -1.0]])
+    check_maximum(lambda: (w_1, torch.tensor([0.0, 0.1, -0.1]), w_2, torch.tensor([-0.1, -0.1])))

@@ -34,6 +34,15 @@ from transformer_lib.layers import (
     ResidualConnection,
 )
 from transformer_lib.tokenizer import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS, train_tokenizer
+from transformer_lib.training import (
+    Progress,
+    endless_batches,
+    evaluate_loss,
+    learning_rate,
+    make_optimizer,
+    train,
+    translation_loss,
+)
 from transformer_lib.transformer import (
     Decoder,
     Encoder,
@@ -60,6 +69,7 @@ __all__ = [
     "LearnedPositionalEncoding",
     "MultiHeadAttention",
     "Pair",
+    "Progress",
     "ResidualConnection",
     "SinusoidalPositionalEncoding",
     "TokenEmbedding",
@@ -68,15 +78,21 @@ __all__ = [
     "causal_mask",
     "count_parameters",
     "encode_pairs",
+    "endless_batches",
+    "evaluate_loss",
     "from_torch",
     "greedy_decode",
+    "learning_rate",
     "load_pairs",
     "make_batch",
+    "make_optimizer",
     "padding_mask",
     "read_pairs",
     "scaled_dot_product_attention",
     "sinusoidal_positions",
     "to_torch",
     "token_batches",
+    "train",
     "train_tokenizer",
+    "translation_loss",
 ]

@@ -61,6 +61,11 @@ def _check_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tenso
             f"query, key and value need at least 2 dimensions (length, width), "
             f"got {query.dim()}, {key.dim()} and {value.dim()}"
         )
+    if not query.shape[:-2] == key.shape[:-2] == value.shape[:-2]:
+        raise ValueError(
+            "query, key and value must agree in all but the last two dimensions, "
+            f"got {tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}"
+        )
     if query.size(-1) != key.size(-1):
         raise ValueError(
             f"query and key must be equally wide, got {query.size(-1)} and {key.size(-1)}"
@@ -74,6 +79,13 @@ def _check_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tenso
             "query, key and value must have one dtype, "
             f"got {query.dtype}, {key.dtype} and {value.dtype}"
         )
+    if not query.is_floating_point():
+        raise ValueError(f"query, key and value must be floating point, got {query.dtype}")
+    if not query.device == key.device == value.device:
+        raise ValueError(
+            "query, key and value must be on one device, "
+            f"got {query.device}, {key.device} and {value.device}"
+        )
     if attn_mask is None:
         return
     if attn_mask.dtype != torch.bool:
@@ -83,7 +95,7 @@ def _check_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tenso
     if attn_mask.device != query.device:
         raise ValueError(f"attn_mask is on {attn_mask.device}, the query on {query.device}")
     scores_shape = (*query.shape[:-1], key.size(-2))  # (..., queries, keys)
-    fits = attn_mask.dim() <= len(scores_shape) and all(
+    fits = 2 <= attn_mask.dim() <= len(scores_shape) and all(
         have in (1, want)
         for have, want in zip(reversed(attn_mask.shape), reversed(scores_shape), strict=False)
     )
@@ -115,7 +127,8 @@ def scaled_dot_product_attention(
         dropout_p: probability of dropping an attention weight; 0.0 outside training.
         is_causal: also forbid every key that comes after its query; needs as many queries
             as keys.
-        need_weights: also return the weights, which the fused kernel never builds.
+        need_weights: also return the weights (after dropout), which the fused kernel never
+            builds.
 
     Returns:
         The output, shape (..., queries, d_v), and the weights, shape (..., queries, keys),
@@ -136,9 +149,8 @@ def scaled_dot_product_attention(
     has_key = None
     if attn_mask is not None:
         has_key = attn_mask.any(dim=-1, keepdim=True)  # (..., queries, 1)
-        attn_mask = (
-            attn_mask | ~has_key
-        )  # a softmax over nothing is NaN: open such a row, and wipe it below
+        # A softmax over nothing is NaN: open such a row, and wipe it below.
+        attn_mask = attn_mask | ~has_key  # (..., queries, keys)
     weights = None
     if need_weights:
         scores = query @ key.transpose(-2, -1) / math.sqrt(query.size(-1))  # (..., queries, keys)
@@ -218,9 +230,8 @@ class MultiHeadAttention(nn.Module):
 
     def project_key_value(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Two of (batch, keys, d_model) -> two of (batch, heads, keys, d_k)."""
-        return self.split_heads(self.key_projection(key)), self.split_heads(
-            self.value_projection(value)
-        )
+        key, value = self.key_projection(key), self.value_projection(value)
+        return self.split_heads(key), self.split_heads(value)
 
     def attend(
         self,
@@ -244,6 +255,17 @@ class MultiHeadAttention(nn.Module):
         Raises:
             ValueError: if a shape does not fit.
         """
+        for name, x in (("query", query), ("key", key), ("value", value)):
+            if x.dim() != 4 or (x.size(1), x.size(3)) != (self.num_heads, self.d_k):
+                raise ValueError(
+                    f"{name} must have shape (batch, heads {self.num_heads}, length, "
+                    f"d_k {self.d_k}), got {tuple(x.shape)}"
+                )
+        if not query.size(0) == key.size(0) == value.size(0):
+            raise ValueError(
+                f"query, key and value must have the same batch size, "
+                f"got {query.size(0)}, {key.size(0)} and {value.size(0)}"
+            )
         # 3 dimensions: is the first batch or heads?
         if attn_mask is not None and attn_mask.dim() not in (2, 4):
             raise ValueError(
@@ -273,7 +295,7 @@ class MultiHeadAttention(nn.Module):
             key, value: shape (batch, keys, d_model).
             attn_mask: boolean, True where attention is allowed, of shape (queries, keys) or broadcastable to
                 (batch, heads, queries, keys) with all four dimensions.
-            is_causal: also forbid every key that comes after its query.
+            is_causal: also forbid every key that comes after its query; needs as many queries as keys.
             need_weights: also return the weights.
 
         Returns:
@@ -283,7 +305,5 @@ class MultiHeadAttention(nn.Module):
             ValueError: if a shape does not fit.
         """
         _check_sequences(query, key, value, self.d_model)
-        key, value = self.project_key_value(key, value)
-        return self.attend(
-            self.project_query(query), key, value, attn_mask, is_causal, need_weights
-        )
+        query, (key, value) = self.project_query(query), self.project_key_value(key, value)
+        return self.attend(query, key, value, attn_mask, is_causal, need_weights)

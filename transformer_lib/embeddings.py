@@ -176,7 +176,8 @@ class TokenEmbedding(nn.Module):
         except IndexError:
             low, high = int(tokens.min()), int(tokens.max())
             raise ValueError(
-                f"token ids run from {low} to {high}, the vocabulary from 0 to {self.vocab_size - 1}"
+                f"token ids run from {low} to {high}, "
+                f"the vocabulary from 0 to {self.vocab_size - 1}"
             ) from None
         return rows * math.sqrt(self.d_model)
 

@@ -33,7 +33,7 @@ class FeedForward(nn.Module):
         self.outer = nn.Linear(d_ff, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Bend every position's vector.
+        """Apply the two maps and the bend to every position's vector.
 
         Args:
             x: shape (..., d_model), (batch, length, d_model) as a rule.
@@ -46,7 +46,8 @@ class FeedForward(nn.Module):
         """
         if x.size(-1) != self.inner.in_features:
             raise ValueError(
-                f"x has width {x.size(-1)}, the feed-forward network d_model {self.inner.in_features}"
+                f"x has width {x.size(-1)}, "
+                f"the feed-forward network d_model {self.inner.in_features}"
             )
         hidden = F.relu(self.inner(x))  # (..., d_ff)
         output: Tensor = self.outer(hidden)  # (..., d_model)

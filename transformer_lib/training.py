@@ -1,4 +1,7 @@
-"""Spine (to be regenerated from chapters 14 and 15)."""
+"""Loss, learning-rate schedule and the training loop.
+
+Written from chapters 14, 15 of the book: edit the chapter, then `make sync`.
+"""
 
 import math
 import random
@@ -23,8 +26,58 @@ __all__ = [
 ]
 
 
+def _real_logits(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Give the logits of the real target tokens, (real tokens, vocab_size), and these tokens, (real tokens,)."""
+    if batch.target_in.shape != batch.target_out.shape:
+        raise ValueError(
+            f"target_in {tuple(batch.target_in.shape)} and target_out {tuple(batch.target_out.shape)} differ in shape"
+        )
+    real = batch.target_out != model.config.pad_id  # (batch, target)
+    if not real.any():
+        raise ValueError(
+            f"nothing to learn: all {real.numel()} target tokens are padding (id {model.config.pad_id})"
+        )
+    hidden = model.decode(
+        batch.target_in, model.encode(batch.source), batch.source
+    )  # (batch, target, d_model)
+    return model.project(hidden[real]), batch.target_out[
+        real
+    ]  # (real tokens, vocab_size), (real tokens,)
+
+
+def translation_loss(model: Transformer, batch: Batch, label_smoothing: float = 0.1) -> Tensor:
+    """Cross-entropy of the next target token, averaged over the batch's real target tokens (paper, section 5.4).
+
+    Args:
+        model: what is trained; its config names the padding id.
+        batch: source (batch, source), target_in and target_out (batch, target).
+        label_smoothing: share of the target's probability that is spread evenly over the whole vocabulary.
+
+    Returns:
+        The loss in nats a token, shape (). Logits are made for real tokens only, never for padding.
+
+    Raises:
+        ValueError: if target_in and target_out differ in shape, or every target token is padding.
+    """
+    logits, targets = _real_logits(model, batch)  # (real tokens, vocab_size), (real tokens,)
+    return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+
+
+def make_optimizer(model: Transformer) -> torch.optim.Adam:
+    """Make Adam with the paper's settings: beta_1 0.9, beta_2 0.98, epsilon 1e-9 (section 5.3).
+
+    Its learning rate starts at 0, so nothing moves until the schedule sets one, before each step:
+    `for group in optimizer.param_groups: group["lr"] = learning_rate(step, d_model)`.
+
+    Args:
+        model: whose parameters are to be trained; move it to its device first.
+    """
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
+    return torch.optim.Adam(model.parameters(), lr=0.0, betas=(0.9, 0.98), eps=1e-9, fused=fused)
+
+
 def learning_rate(step: int, d_model: int, warmup_steps: int = 4000) -> float:
-    """The learning rate of one step: up in a straight line, then down as 1 / sqrt(step) (paper, section 5.3).
+    """Give the learning rate of one step: up in a straight line, then down as 1 / sqrt(step) (paper, section 5.3).
 
     Args:
         step: number of the step, counted from 1.
@@ -43,72 +96,31 @@ def learning_rate(step: int, d_model: int, warmup_steps: int = 4000) -> float:
     return float(d_model**-0.5 * min(step**-0.5, step * warmup_steps**-1.5))
 
 
-def make_optimizer(model: Transformer) -> torch.optim.Adam:
-    """Adam with the paper's settings (section 5.3): beta_1 0.9, beta_2 0.98, epsilon 1e-9.
-
-    The learning rate starts at 0, so nothing moves until the schedule sets it: `group["lr"] = learning_rate(step, ...)`
-    for each group of `optimizer.param_groups`, before each step.
-    """
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
-    return torch.optim.Adam(model.parameters(), lr=0.0, betas=(0.9, 0.98), eps=1e-9, fused=fused)
-
-
-def translation_loss(model: Transformer, batch: Batch, label_smoothing: float = 0.1) -> Tensor:
-    """Cross-entropy of the next target token, averaged over the batch's real target tokens (paper, section 5.4).
-
-    Args:
-        model: what is trained; its config names the padding id.
-        batch: source (batch, source length), target_in and target_out (batch, target length).
-        label_smoothing: share of the target's probability spread evenly over the whole vocabulary.
-
-    Returns:
-        The loss in nats a token, shape (). Logits are made for real tokens only, never for padding.
-
-    Raises:
-        ValueError: if target_in and target_out differ in shape, or every target token is padding.
-    """
-    logits, targets = _real_logits(model, batch)  # (real tokens, vocab_size), (real tokens,)
-    return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
-
-
-def _real_logits(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The logits of the real target tokens, (real tokens, vocab_size), and these tokens, (real tokens,)."""
-    if batch.target_in.shape != batch.target_out.shape:
-        raise ValueError(
-            f"target_in {tuple(batch.target_in.shape)} and target_out {tuple(batch.target_out.shape)} differ in shape"
-        )
-    real = batch.target_out != model.config.pad_id  # (batch, target)
-    if not real.any():
-        raise ValueError(
-            f"nothing to learn: all {real.numel()} target tokens are padding (id {model.config.pad_id})"
-        )
-    hidden = model.decode(
-        batch.target_in, model.encode(batch.source), batch.source
-    )  # (batch, target, d_model)
-    return model.project(hidden[real]), batch.target_out[
-        real
-    ]  # (real tokens, vocab_size), (real tokens,)
-
-
 @torch.no_grad()
 def evaluate_loss(model: Transformer, batches: Iterable[Batch]) -> float:
     """Cross-entropy in nats a real target token, without label smoothing and without dropout.
 
-    Every token counts alike, whichever batch it stands in. The mode of the model (train or eval) is put back.
+    Every token counts alike, whichever batch it stands in; e to this power is the perplexity.
+
+    Args:
+        model: put into eval mode for the call, and back into the mode it was in.
+        batches: what to evaluate on; they need not be of one size.
 
     Raises:
         ValueError: if there is no batch.
     """
-    training = model.training
+    was_training = model.training
     model.eval()
     total, count = 0.0, 0
     try:
         for batch in batches:
-            logits, targets = _real_logits(model, batch)
+            logits, targets = _real_logits(
+                model, batch
+            )  # (real tokens, vocab_size), (real tokens,)
             total += F.cross_entropy(logits, targets, reduction="sum").item()
             count += targets.numel()
     finally:
-        model.train(training)
+        model.train(was_training)
     if count == 0:
         raise ValueError("there is no batch to evaluate on")
     return total / count

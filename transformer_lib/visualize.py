@@ -49,18 +49,8 @@ PALETTE = {
 
 def use_book_style() -> None:
     """Give matplotlib the book's look: legible on a phone, safe for the color-blind."""
-    cycle = [
-        PALETTE[role]
-        for role in (
-            "query",
-            "attention",
-            "value",
-            "key",
-            "residual",
-            "feed_forward",
-            "output",
-        )
-    ]
+    roles = ("query", "attention", "value", "key", "residual", "feed_forward", "output")
+    cycle = [PALETTE[role] for role in roles]
     plt.rcParams.update(
         {
             "figure.figsize": (6.4, 3.6),
@@ -120,6 +110,9 @@ def diagram(
         filled: ids of the blocks to fill; the others are dashed outlines. None fills all.
         faded: ids of the blocks to draw pale.
         labels: block id -> text that replaces its label; "\\n" starts a new line.
+
+    Returns:
+        The drawing, which a notebook shows if it is a cell's last expression.
 
     Raises:
         ValueError: for a drawing or a block that does not exist; the message lists what there is.
@@ -183,7 +176,7 @@ def _draw(
 
 
 def _emphasize(group: ElementTree.Element) -> None:
-    """Draw a second outline inside the first, in the color of the label: seen on light and dark pages."""
+    """Draw a second outline inside the first, in the color of the label."""
     box = next(group.iter("rect")).attrib
     inset = {"x": 3.5, "y": 3.5, "width": -7, "height": -7, "rx": -3}
     ring = {side: f"{float(box[side]) + change:g}" for side, change in inset.items()}
@@ -194,7 +187,7 @@ def _emphasize(group: ElementTree.Element) -> None:
 
 
 def _relabel(text: ElementTree.Element, lines: list[str]) -> None:
-    """Replace a label: line by line where there are as many, else centered where the old lines were."""
+    """Replace a label: line by line, or centered where the old lines were."""
     old = list(text)
     if len(lines) != len(old):
         middle = sum(float(line.attrib["y"]) for line in old) / len(old)
@@ -221,34 +214,26 @@ _BUILT_IN = {
         "decoder-feed-forward",
         "output-linear",
     ),
-    9: (
-        "encoder-norm-1",
-        "encoder-norm-2",
-        "decoder-norm-1",
-        "decoder-norm-2",
-        "decoder-norm-3",
-    ),
+    9: ("encoder-norm-1", "encoder-norm-2", "decoder-norm-1", "decoder-norm-2", "decoder-norm-3"),
     10: ("encoder-stack",),
     11: ("cross-attention", "decoder-stack"),
     12: ("softmax", "output-probabilities"),
     13: ("source-tokens", "target-tokens"),
 }
-
-
 _EMPHASIZED = {
-    12: (
-        "encoder-stack",
-        "decoder-stack",
-        "output-linear",
-        "softmax",
-        "output-probabilities",
-    ),
+    12: ("encoder-stack", "decoder-stack", "output-linear", "softmax", "output-probabilities"),
     14: ("target-tokens", "softmax", "output-probabilities"),
 }
 
 
 def transformer_map(chapter: int) -> Diagram:
     """Show the Transformer's block diagram with what has been built up to `chapter` filled.
+
+    Args:
+        chapter: 0 to 26; what it builds itself has a double outline.
+
+    Returns:
+        The diagram, with a caption that says what filled and dashed mean.
 
     Raises:
         ValueError: for a chapter that the book does not have.
@@ -325,6 +310,9 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
     with record_attention(model) as weights:
         model(source, target)
+
+    Only calls of the module itself are seen, not of its method `attend`. While the context lasts, calls return the
+    weights even if not asked for.
 
     Args:
         model: any module that is, or holds, a MultiHeadAttention.
