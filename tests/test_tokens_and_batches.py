@@ -73,6 +73,8 @@ def test_a_vocabulary_without_room_and_no_text() -> None:
         train_tokenizer(["aa aa"], 258)
     with pytest.raises(ValueError, match="none"):
         train_tokenizer([], 300)
+    with pytest.raises(ValueError, match="one string"):
+        train_tokenizer("one string is not many texts", 300)
 
 
 # Files ------------------------------------------------------------------------------------------
@@ -184,6 +186,10 @@ def test_a_batch_holds_its_examples(examples: list[Example]) -> None:
         ([Example([2], [5]), Example([], [5])], "example 1 has no tokens"),
         ([Example([5, 2], [7, 0])], "example 0 holds id 0"),
         ([Example([-3, 2], [7])], "example 0 holds id -3"),
+        ([Example([5, 2], [5]), Example([5], [5])], "example 1 ends in 5, not in <eos>"),
+        ([Example([5, 2], [5, 2, 6])], r"example 0 has special tokens inside: \[2\]"),
+        ([Example([5, 2, 6, 2], [5])], r"example 0 has special tokens inside: \[2\]"),
+        ([Example([5, 2], [1, 6])], r"example 0 has special tokens inside: \[1\]"),
     ],
 )
 def test_a_batch_refuses(examples: list[Example], message: str) -> None:
@@ -237,17 +243,25 @@ def test_what_does_not_fit_is_an_error() -> None:
 
 
 def merge_pairs_wrongly(pieces: list[str], pair: tuple[str, str]) -> list[str]:
-    merged = []
-    for first, second in zip(
-        pieces, [*pieces[1:], ""], strict=True
-    ):  # the second is left in the list
-        merged.append(first + second if (first, second) == pair else first)
-    return merged
+    # the second piece is left in the list
+    neighbors = zip(pieces, [*pieces[1:], ""], strict=True)
+    return [first + second if (first, second) == pair else first for first, second in neighbors]
 
 
-@pytest.mark.parametrize("wrong", [merge_pairs_wrongly, lambda pieces, pair: ["".join(pieces)]])
-def test_check_merge_rejects(wrong: Callable[..., list[str]]) -> None:
-    with pytest.raises(AssertionError, match=r"13\.1|missed|change"):
+def merge_spelled_text(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    return " ".join(pieces).replace(" ".join(pair), "".join(pair)).split(" ")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (merge_pairs_wrongly, "missed"),
+        (lambda pieces, pair: ["".join(pieces)], "change"),
+        (merge_spelled_text, "xa is not a"),
+    ],
+)
+def test_check_merge_rejects(wrong: Callable[..., list[str]], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
         check_merge(wrong)
 
 
@@ -258,10 +272,17 @@ def eos_after_padding(targets: list[list[int]]) -> tuple[Tensor, Tensor]:
     return torch.cat([column, padded], 1), torch.cat([padded, 2 * column], 1)
 
 
+def last_column_cut_off(targets: list[list[int]]) -> tuple[Tensor, Tensor]:
+    rows_of_ids = [torch.tensor([1, *target, 2]) for target in targets]
+    full = torch.nn.utils.rnn.pad_sequence(rows_of_ids, batch_first=True)
+    return full[:, :-1], full[:, 1:]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         (eos_after_padding, "other way round"),
+        (last_column_cut_off, "still reads <eos>"),
         (lambda targets: tuple(reversed(eos_after_padding(targets))), "swapped"),
         (lambda targets: (torch.tensor(targets), torch.tensor(targets)), "shape"),
     ],
@@ -330,6 +351,15 @@ def test_check_groups_rejects(capsys: pytest.CaptureFixture[str]) -> None:
             "similar lengths",
         ),
         (lambda lengths, max_tokens: [[index] for index in range(len(lengths))], "filled up"),
+        (
+            lambda lengths, max_tokens: [
+                [lengths[index] for index in group]
+                for group in groups_by(by_length, count_padding=True, keep_last=True)(
+                    lengths, max_tokens
+                )
+            ],
+            "not their lengths",
+        ),
     ):
         with pytest.raises(AssertionError, match=message):
             check_groups(wrong)

@@ -284,8 +284,9 @@ def probe(python: Path) -> None:
     """Prove that the proof is one: a notebook run there sees the wheel, not the repository, and no network."""
     path = PROOF / "00-probe.ipynb"
     cells = [nbformat.v4.new_code_cell(PROBE)]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
     nbformat.write(
-        nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3"}}),
+        nbformat.v4.new_notebook(cells=cells, metadata=metadata),
         path,
     )
     run(path, PROOF / "probe-output.ipynb", python, {}, threads=1)
