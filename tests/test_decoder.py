@@ -289,6 +289,11 @@ def column_of(target: Tensor, token: int) -> Tensor:
     return torch.full_like(target[:, :1], token)
 
 
+def shifted(target: Tensor, bos: int, eos: int) -> tuple[Tensor, Tensor]:
+    both_ends = torch.cat([column_of(target, bos), target, column_of(target, eos)], dim=1)
+    return both_ends[:, :-1], both_ends[:, 1:]
+
+
 def not_shifted(target: Tensor, bos: int, eos: int) -> tuple[Tensor, Tensor]:
     both = torch.cat([column_of(target, bos), target], dim=1)
     return both, both
@@ -316,6 +321,7 @@ def floats(target: Tensor, bos: int, eos: int) -> tuple[Tensor, Tensor]:
         (end_in_the_input, "eos_id is in the input"),
         (whole_sentence, "should have shape"),
         (floats, "torch.long"),
+        (lambda target, bos, eos: shifted(target, 1, 2), "use bos_id and eos_id"),
     ],
 )
 def test_check_shift(wrong: Callable[..., tuple[Tensor, Tensor]], message: str) -> None:
@@ -381,20 +387,36 @@ def no_residual(
         ),
         (
             build(right_back, lambda attend, x, memory: attend(memory, x, x, False)),
-            "TARGET asks|raised",
+            "TARGET asks",
         ),
         (
             build(right_back, lambda attend, x, memory: attend(x, memory, memory, True)),
             "raised|whole source",
         ),
         (build(right_back, right_across, "213"), "norm_1, norm_2, norm_3"),
-        (asks_with_the_input, "what self-attention returned"),
+        (build(lambda attend, x: attend(x, x, x, True)[0], right_across), "not a pair"),
+        (asks_with_the_input, r"must ask with norm_1\(x"),
         (no_residual, "residuals"),
     ],
 )
 def test_check_decoder_layer(wrong: Callable[..., Tensor], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         checks.check_decoder_layer(wrong)
+
+
+def in_place(
+    x: Tensor, memory: Tensor, attend: Attend, across: Attend, ffn: Part, *norms: Part
+) -> Tensor:
+    x += attend(x, x, x, True)
+    x = norms[0](x)
+    x += across(x, memory, memory, False)
+    x = norms[1](x)
+    x += ffn(x)
+    return norms[2](x)
+
+
+def test_check_decoder_layer_takes_a_solution_that_works_in_place() -> None:
+    checks.check_decoder_layer(in_place)
 
 
 def memory_mask_of(tokens: Tensor, pad_id: int) -> Tensor:
@@ -428,6 +450,18 @@ def tril(length: int) -> Tensor:
         (
             lambda s, t, p: (memory_mask_of(t, p).mT & tril(3), memory_mask_of(s, p)),
             "nobody may see the pad",
+        ),
+        (
+            lambda s, t, p: (memory_mask_of(t, 0) & tril(3), memory_mask_of(s, 0)),
+            "SOURCE's padding",
+        ),
+        (lambda s, t, p: (memory_mask_of(t, 0) & tril(3), memory_mask_of(s, p)), "see the pad"),
+        (
+            lambda s, t, p: (
+                memory_mask_of(t, p) & (tril(3) | (t == p)[:, None, :, None]),
+                memory_mask_of(s, p),
+            ),
+            "must not look ahead",
         ),
     ],
 )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -307,6 +308,23 @@ def test_check_encoder_layer(wrong: Callable[..., Tensor], message: str) -> None
         checks.check_encoder_layer(wrong)
 
 
+def in_place(
+    x: Tensor, attend: Part, ffn: Part, norm_1: Part, norm_2: Part, norm_first: bool
+) -> Tensor:
+    if norm_first:
+        x += attend(norm_1(x))
+        x += ffn(norm_2(x))
+        return x
+    x += attend(x)
+    x = norm_1(x)
+    x += ffn(x)
+    return norm_2(x)
+
+
+def test_check_encoder_layer_takes_a_solution_that_works_in_place() -> None:
+    checks.check_encoder_layer(in_place)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -340,10 +358,19 @@ def looks_at_pads_too(encoder: Callable[[Tensor, Tensor], Tensor]) -> bool:
     return torch.allclose(encoder(x, mask), encoder(x + 10 * ~mask[:, 0, 0, :, None], mask))
 
 
+def pads_with_zeros(encoder: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    x, mask = torch.randn(1, 3, 8), torch.ones(1, 1, 1, 3, dtype=torch.bool)
+    fewer, more = (
+        encoder(F.pad(x, (0, 0, 0, pads)), F.pad(mask, (0, pads)))[:, :3] for pads in (1, 2)
+    )
+    return torch.allclose(fewer, more, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         (looks_at_content_only, "AMOUNT"),
+        (pads_with_zeros, "other than zeros"),
         (has_no_padding, "have padding"),
         (looks_at_pads_too, "real positions only"),
         (lambda encoder: torch.tensor(True), "True or False"),

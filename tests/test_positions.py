@@ -171,6 +171,19 @@ def test_checks_accept_the_right_answer(
     assert "every check passed" in capsys.readouterr().out
 
 
+def float32_wavelength(i: int, d_model: int, *, factor: float = 2 * math.pi) -> Tensor:
+    return factor * torch.tensor(10_000.0) ** (2 * i / d_model)
+
+
+def test_wavelengths_may_be_float32(capsys: pytest.CaptureFixture[str]) -> None:
+    checks.check_wavelength(float32_wavelength)
+    assert "every check passed" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="whole turn is 2 pi"):
+        checks.check_wavelength(lambda i, d: float32_wavelength(i, d, factor=1.0))
+    with pytest.raises(AssertionError, match="not i / d_model"):
+        checks.check_wavelength(lambda i, d: float32_wavelength(i, 2 * d))
+
+
 @pytest.mark.parametrize(("check", "answer", "message"), WRONG)
 def test_checks_reject_likely_mistakes(check: Callable, answer: Callable, message: str) -> None:
     with pytest.raises(AssertionError, match=message):

@@ -161,7 +161,7 @@ def test_exercise_1_refuses() -> None:
         check_layer_norm(lambda *args: normalize(*args, correction=1))
     with pytest.raises(AssertionError, match="eps stands outside the root"):
         check_layer_norm(lambda *args: normalize(*args, outside=True))
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="the features, the last dimension"):
         check_layer_norm(lambda *args: normalize(*args, dim=0))
     with pytest.raises(AssertionError, match=r"gain \(2, 3\) and shift"):
         check_layer_norm(lambda x, gain, shift, eps: normalize(x, gain, 0 * shift, eps))
@@ -207,6 +207,17 @@ def test_exercise_2_refuses(attempt: Callable[..., Tensor], message: str) -> Non
                 step / (start**2 + count * step**2) ** 0.5,
             ),
             "stream after it",
+        ),
+        (
+            lambda start, step, count: ((start**2 + count * step**2) ** 0.5, step / start),
+            "compares the last addition with the start",
+        ),
+        (
+            lambda start, step, count: (
+                (start**2 + count * step**2) ** 0.5,
+                step / (start**2 + max(count - 2, 0) * step**2) ** 0.5,
+            ),
+            "compares the last addition with the start",
         ),
     ],
 )

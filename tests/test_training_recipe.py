@@ -257,6 +257,14 @@ def test_check_teacher_forcing() -> None:
         with pytest.raises(AssertionError, match=words):
             check_teacher_forcing(attempt)
 
+    def slices(sentences: list[list[int]]) -> tuple[Tensor, Tensor]:
+        longest = max(map(len, sentences))
+        rows = [[BOS, *s, EOS, *[PAD] * (longest - len(s))] for s in sentences]
+        return torch.tensor(rows)[:, :-1], torch.tensor(rows)[:, 1:]
+
+    with pytest.raises(AssertionError, match="no question is asked"):
+        check_teacher_forcing(slices)
+
 
 def smoothed(logits: Tensor, targets: Tensor, smoothing: float, pad_id: int) -> Tensor:
     return F.cross_entropy(
@@ -293,13 +301,22 @@ def test_check_smoothed_loss() -> None:
         vocab_size = logits.size(-1)
         return smoothed(logits, targets, smoothing * vocab_size / (vocab_size - 1), pad_id)
 
+    def another_axis(logits: Tensor, targets: Tensor, smoothing: float, pad_id: int) -> Tensor:
+        log_probabilities = logits.log_softmax(dim=1)
+        return F.nll_loss(log_probabilities.flatten(0, 1), targets.flatten(), ignore_index=pad_id)
+
+    def too_little(logits: Tensor, targets: Tensor, smoothing: float, pad_id: int) -> Tensor:
+        return (1 - smoothing) * smoothed(logits, targets, 0.0, pad_id)
+
     def forgotten(logits: Tensor, targets: Tensor, smoothing: float, pad_id: int) -> Tensor:
         return smoothed(logits, targets, 0.0, pad_id)
 
     for attempt, words in (
         (everywhere, "padding changed"),
         (counted, "still counts in the mean"),
-        (summed, "sum or mean"),
+        (summed, "sum over the tokens"),
+        (another_axis, "softmax over the last axis"),
+        (too_little, "add up to 1"),
         (of_sentences, "sentences' means"),
         (wrong_ones, "wrong tokens only"),
         (forgotten, "0.9405"),
@@ -314,6 +331,8 @@ def test_check_half_peak() -> None:
         (lambda warmup: (warmup // 2, 2 * warmup), "ROOT"),
         (lambda warmup: (warmup // 5, 4 * warmup), "of the peak"),
         (lambda warmup: (4 * warmup, warmup // 2), "one step before the peak"),
+        (lambda warmup: (0, 4 * warmup), "counted from 1"),
+        (lambda warmup: [warmup // 2, 4 * warmup], "tuple of two steps, not list"),  # type: ignore
     ]
     for attempt, words in wrong:
         with pytest.raises(AssertionError, match=words):

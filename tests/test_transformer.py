@@ -72,9 +72,11 @@ def shaken(config: TransformerConfig) -> Transformer:
         ({"dropout": 1.0}, ["dropout", "1.0"]),
         ({"attention_dropout": -0.1}, ["attention_dropout", "-0.1"]),
         ({"dropout": float("nan")}, ["dropout", "nan"]),
+        ({"dropout": "0.1"}, ["dropout", "'0.1'"]),
         ({"max_length": 0}, ["max_length", "0"]),
         ({"pad_id": 13}, ["pad_id", "13"]),
         ({"pad_id": -1}, ["pad_id", "-1"]),
+        ({"pad_id": 0.5}, ["pad_id", "0.5"]),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(change: dict[str, Any], words: list[str]) -> None:
@@ -362,6 +364,18 @@ def test_what_cannot_be_carried_over_is_refused() -> None:
     mixed.decoder.layers[0] = nn.TransformerDecoderLayer(16, 4, 8, batch_first=True)
     with pytest.raises(ValueError, match="alike"):
         from_torch(mixed, torch.zeros(5, 16))
+    norm = nn.Transformer(**common)
+    norm.decoder.layers[0].norm3.eps = 1e-3
+    with pytest.raises(ValueError, match="0.001"):
+        from_torch(norm, torch.zeros(5, 16))
+    heads = nn.Transformer(**common)
+    heads.decoder.layers[0].multihead_attn = nn.MultiheadAttention(16, 4)
+    with pytest.raises(ValueError, match="attentions must be alike"):
+        from_torch(heads, torch.zeros(5, 16))
+    no_bias = nn.Transformer(**common)
+    no_bias.decoder.layers[0].multihead_attn = nn.MultiheadAttention(16, 2, bias=False)
+    with pytest.raises(ValueError, match="bias"):
+        from_torch(no_bias, torch.zeros(5, 16))
     with pytest.raises(ValueError, match="Identity"):
         from_torch(nn.Transformer(**common | {"custom_encoder": nn.Identity()}), torch.zeros(5, 16))
 
@@ -434,9 +448,15 @@ def count(
     twice: bool = False,
     norms: int = 3,
     biases: bool = True,
+    square: bool = False,
 ) -> int:
     """The right number of parameters, or a popular wrong one."""
     d = c.d_model
+    if square:  # d * d and 2 * d taken for each other: the same at d = 2
+        attention = 6 * d * d
+        return count(c) + (2 * c.num_decoder_layers + c.num_encoder_layers) * (
+            attention - 4 * d * d - 4 * d
+        )
     attention = 4 * d * d + 4 * d * biases + (c.num_heads if heads else 0)
     feed_forward = 2 * d * c.d_ff + (c.d_ff + d) * biases
     final = c.norm_first if c.final_norm is None else c.final_norm
@@ -455,6 +475,7 @@ def test_check_parameter_formula(capsys: pytest.CaptureFixture[str]) -> None:
         (lambda c: count(c, norms=2), "three norms"),
         (lambda c: count(c, biases=False), "bias"),
         (lambda c: count(c) + 1, "constant"),
+        (lambda c: count(c, square=True), "one for the other"),
         (lambda c: count(replace(c, final_norm=False)), "final norms"),
         (lambda c: count(replace(c, final_norm=bool(c.final_norm))), "norm_first"),
     ]
@@ -486,6 +507,10 @@ def test_check_torch_masks() -> None:
         ),
         (
             lambda s, t, p: masks(s, t, p) | {"tgt_mask": ~masks(s, t, p)["tgt_mask"]},
+            "tgt_mask is ours",
+        ),
+        (
+            lambda s, t, p: masks(s, t, p) | {"tgt_mask": masks(s, t, p)["tgt_mask"] | True},
             "see itself",
         ),
         (
@@ -493,6 +518,10 @@ def test_check_torch_masks() -> None:
             "upside down",
         ),
         (lambda s, t, p: masks(s, t, 0), "pad_id"),
+        (
+            lambda s, t, p: masks(s, t, p) | {"tgt_key_padding_mask": t == 0},
+            "tgt_key_padding_mask: use pad_id",
+        ),
         (
             lambda s, t, p: {name: mask.float() for name, mask in masks(s, t, p).items()},
             "boolean",
@@ -522,9 +551,11 @@ def score(
 def test_check_sentence_log_probability() -> None:
     check_sentence_log_probability(score)
     wrong: list[tuple[Callable[[Transformer, Tensor, list[int]], Tensor], str]] = [
-        (lambda m, s, y: score(m, s, y, end=False), "empty sentence"),
-        (lambda m, s, y: score(m, s, y, end=not y), "must also stop"),
-        (lambda m, s, y: score(m, s, y, shift=False), "<bos>|<eos>"),
+        (lambda m, s, y: score(m, s, y, end=False), "must also stop"),
+        (lambda m, s, y: score(m, s, y, end=bool(y)), "empty sentence"),
+        (lambda m, s, y: -score(m, s, y), "the sign"),
+        (lambda m, s, y: score(m, s, y).exp(), "logarithm"),
+        (lambda m, s, y: score(m, s, y, shift=False), "the shift"),
         (lambda m, s, y: score(m, s, y) / (len(y) + 1), "mean over the tokens"),
     ]
     for attempt, words in wrong:
