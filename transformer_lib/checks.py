@@ -542,25 +542,25 @@ def check_without_head(attempt: Callable[[nn.Module, Tensor, int], Tensor]) -> N
 def check_wavelength(attempt: Callable[[int, int], float]) -> None:
     """Check wavelengths: the fastest pair, then the role of i and of d_model."""
     fastest = float(attempt(0, 512))
-    assert not math.isclose(fastest, 1.0), (
+    assert not math.isclose(fastest, 1.0, rel_tol=1e-5), (
         "pair 0 turns by one radian at each position; a whole turn is 2 pi radians"
     )
-    assert math.isclose(fastest, 2 * math.pi), (
+    assert math.isclose(fastest, 2 * math.pi, rel_tol=1e-5), (
         f"pair 0 has frequency 1, so wavelength 2 pi, not {fastest}"
     )
     middle = float(attempt(128, 512))
-    assert not math.isclose(middle, 2 * math.pi * 10), (
+    assert not math.isclose(middle, 2 * math.pi * 10, rel_tol=1e-5), (
         "i counts pairs: the exponent is 2i / d_model, not i / d_model"
     )
-    assert not math.isclose(middle, 2 * math.pi / 100), (
+    assert not math.isclose(middle, 2 * math.pi / 100, rel_tol=1e-5), (
         "the wavelength grows with i: divide by the frequency"
     )
-    assert math.isclose(middle, 2 * math.pi * 100), (
+    assert math.isclose(middle, 2 * math.pi * 100, rel_tol=1e-5), (
         f"pair 128 of 256: 10000^(1/2) = 100 times 2 pi, not {middle}"
     )
     for i, d_model in ((3, 8), (5, 64)):
-        angle = attempt(i, d_model) / 10_000 ** (2 * i / d_model)
-        assert math.isclose(angle, 2 * math.pi), (
+        angle = float(attempt(i, d_model)) / 10_000 ** (2 * i / d_model)
+        assert math.isclose(angle, 2 * math.pi, rel_tol=1e-5), (
             f"pair {i} of width {d_model} turns by {angle:.3f} radians, not by 2 pi"
         )
 
@@ -855,6 +855,9 @@ def check_layer_norm(attempt: Callable[..., Tensor]) -> None:
     pair = expect_tensor(
         attempt(torch.tensor([[4.0, 8.0]]), one, zero, 0.0), (1, 2), "the norm of one position"
     ).flatten()
+    assert not pair.isnan().any(), (
+        "(4, 8) with eps 0 came out as nan: 0 / 0. Do mean and variance run over the features, the last dimension?"
+    )
     assert abs(pair.sum().item()) < 1e-4, (
         f"(4, 8) should come out with mean 0, not {pair.mean().item():.3g}"
     )
@@ -955,6 +958,13 @@ def check_stream_growth(attempt: Callable[..., tuple[float, float]]) -> None:
     assert abs(share - 4 / 3) < 1e-6, (
         f"one addition of size 4 to a stream of size 3 is 4/3 of it, not {share:g}"
     )
+    size, share = attempt(3.0, 4.0, 2)
+    assert abs(share - 4 / 3) > 1e-6, (
+        "that compares the last addition with the start; before the second of two the stream is 5"
+    )
+    assert abs(share - 0.8) < 1e-6, (
+        f"3, then 4, is 5; a second addition of 4 is 4/5 of that, not {share:g}"
+    )
     generator = torch.Generator().manual_seed(9)
     stream = torch.randn(100_000, generator=generator)
     before = stream
@@ -1007,9 +1017,8 @@ def check_layer_norm_gradient(attempt: Callable[..., Tensor]) -> None:
 @diagnostic("Exercise 10.1")
 def check_torch_padding_mask(attempt: Callable[[Tensor], Tensor]) -> None:
     """Check a mask for torch: shape and type, then its meaning, then a batch of one."""
-    ours = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)[
-        :, None, None, :
-    ]  # (batch, 1, 1, length)
+    words = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
+    ours = words[:, None, None, :]  # (batch, 1, 1, length)
     mask = expect_tensor(attempt(ours), (2, 5), "torch's mask")
     assert mask.dtype == torch.bool, f"the mask should be boolean, yours is {mask.dtype}"
     assert not torch.equal(mask, ours[:, 0, 0]), (
@@ -1053,19 +1062,19 @@ def check_encoder_layer(attempt: Callable[..., Tensor]) -> None:
     for norm_first in (False, True):
         order = "pre-norm" if norm_first else "post-norm"
         nothing = expect_tensor(
-            attempt(x, zero, zero, same, same, norm_first), shape, f"{order}: the output"
+            attempt(x.clone(), zero, zero, same, same, norm_first), shape, f"{order}: the output"
         )
         assert torch.allclose(nothing, x), (
             f"{order}, both sub-layers give zeros, norms do nothing: x must come out (residuals?)"
         )
-        only_mix = attempt(x, mix, zero, same, same, norm_first)
+        only_mix = attempt(x.clone(), mix, zero, same, same, norm_first)
         assert not torch.allclose(only_mix, mix(x)), (
             f"{order}: the residual around attention is missing"
         )
         assert torch.allclose(only_mix, x + mix(x)), (
             f"{order}: with attention alone and no norms, x + attend(x) must come out"
         )
-        only_square = attempt(x, zero, square, same, same, norm_first)
+        only_square = attempt(x.clone(), zero, square, same, same, norm_first)
         assert not torch.allclose(only_square, square(x)), (
             f"{order}: the residual around the feed-forward network is missing"
         )
@@ -1073,7 +1082,7 @@ def check_encoder_layer(attempt: Callable[..., Tensor]) -> None:
             f"{order}: with the feed-forward network alone, x + ffn(x) must come out"
         )
         mixed = x + mix(x)
-        both = attempt(x, mix, square, same, same, norm_first)
+        both = attempt(x.clone(), mix, square, same, same, norm_first)
         assert not torch.allclose(both, x + mix(x) + square(x)), (
             f"{order}: the feed-forward network must read what attention returned"
         )
@@ -1086,8 +1095,8 @@ def check_encoder_layer(attempt: Callable[..., Tensor]) -> None:
     pre = x + mix(halve(x))
     pre = pre + square(cube(pre))
     got_post, got_pre = (
-        attempt(x, mix, square, halve, cube, False),
-        attempt(x, mix, square, halve, cube, True),
+        attempt(x.clone(), mix, square, halve, cube, False),
+        attempt(x.clone(), mix, square, halve, cube, True),
     )
     assert not torch.allclose(got_post, pre), (
         "norm_first is the wrong way round: False is post-norm, the paper's order"
@@ -1173,7 +1182,9 @@ def check_padding_detector(
     assert not verdicts["forgets_the_mask"], (
         "an encoder without any mask went unnoticed: does your test batch have padding?"
     )
-    assert not verdicts["upside_down"], "an encoder with the mask upside down went unnoticed"
+    assert not verdicts["upside_down"], (
+        "an encoder with the mask upside down went unnoticed: fill the pads with something other than zeros"
+    )
     assert not verdicts["masks_once"], (
         "an encoder that masks once only went unnoticed: change the pads' content"
     )
@@ -1209,6 +1220,10 @@ def check_shift(attempt: Callable[[Tensor, int, int], tuple[Tensor, Tensor]]) ->
     assert torch.equal(answer[:, :-1], target), (
         f"the words themselves should be {target.tolist()}, got {answer[:, :-1].tolist()}"
     )
+    other_input, other_answer = attempt(target, 3, 4)
+    assert (other_input[:, 0] == 3).all() and (other_answer[:, -1] == 4).all(), (
+        "with other ids the ends should change: use bos_id and eos_id"
+    )
 
 
 @diagnostic("Exercise 11.2")
@@ -1227,27 +1242,33 @@ def check_decoder_layer(attempt: Callable[..., Tensor]) -> None:
 
     def attention(name: str, scale: float) -> Callable[[Tensor, Tensor, Tensor, bool], Tensor]:
         def attend(query: Tensor, key: Tensor, value: Tensor, is_causal: bool) -> Tensor:
-            calls.append((name, query, key, value, is_causal))
+            if name == "cross":
+                assert query.size(1) == x.size(1), (
+                    "cross-attention: the TARGET asks, the memory answers"
+                )
+            calls.append((name, query.clone(), key.clone(), value.clone(), is_causal))
             return scale * F.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
 
         return attend
 
-    quiet = attempt(x, memory, attention("self", 0), attention("cross", 0), zero, same, same, same)
+    def run(
+        scale: float, feed_forward: Callable[[Tensor], Tensor], *norms: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        look_back, look_across = attention("self", scale), attention("cross", scale)
+        # Clones: a solution that works in place is right too, and must not change our x.
+        return attempt(x.clone(), memory.clone(), look_back, look_across, feed_forward, *norms)
+
+    quiet = run(0, zero, same, same, same)
     expect_tensor(quiet, (2, 3, 4), "the output")
     names = [call[0] for call in calls]
     assert names == ["self", "cross"], (
         f"call attend once, then attend_across once; you called {names}"
     )
-    (_, query, key, value, causal), (_, across_query, across_key, across_value, across_causal) = (
-        calls
-    )
+    (_, query, key, value, causal), (_, _, across_key, across_value, across_causal) = calls
     assert all(torch.equal(part, x) for part in (query, key, value)), (
         "self-attention: query, key and value are all x"
     )
     assert causal is True, "self-attention in a decoder must not look ahead: is_causal is True"
-    assert not torch.equal(across_query, memory), (
-        "cross-attention: the TARGET asks, the memory answers"
-    )
     assert torch.equal(across_key, memory), "cross-attention: the keys come from the memory"
     assert torch.equal(across_value, memory), "cross-attention: the values come from the memory too"
     assert across_causal is False, "cross-attention may see the whole source: is_causal is False"
@@ -1256,18 +1277,16 @@ def check_decoder_layer(attempt: Callable[..., Tensor]) -> None:
     )
 
     calls.clear()
-    output = attempt(x, memory, attention("self", 1), attention("cross", 1), zero, same, same, same)
+    output = run(1, zero, same, same, same)
     first = x + F.scaled_dot_product_attention(x, x, x, is_causal=True)
     assert torch.allclose(calls[1][1], first, atol=1e-6), (
-        "cross-attention must ask with what self-attention returned"
+        "cross-attention must ask with norm_1(x + attend(...)); attend returns one tensor, not a pair"
     )
     second = first + F.scaled_dot_product_attention(first, memory, memory)
     assert torch.allclose(output, second, atol=1e-6), (
         "both attentions without feed-forward are off: residuals?"
     )
-    fed = attempt(
-        x, memory, attention("self", 1), attention("cross", 1), torch.square, same, same, same
-    )
+    fed = run(1, torch.square, same, same, same)
     assert torch.allclose(fed, second + second.square(), atol=1e-5), (
         "the feed-forward sub-layer is off: x + ffn(x)"
     )
@@ -1281,9 +1300,7 @@ def check_decoder_layer(attempt: Callable[..., Tensor]) -> None:
     def negate(x: Tensor) -> Tensor:
         return -x
 
-    output = attempt(
-        x, memory, attention("self", 1), attention("cross", 1), torch.square, halve, shift, negate
-    )
+    output = run(1, torch.square, halve, shift, negate)
     one = halve(first)
     two = shift(one + F.scaled_dot_product_attention(one, memory, memory))
     assert torch.allclose(output, negate(two + two.square()), atol=1e-5), (
@@ -1294,9 +1311,9 @@ def check_decoder_layer(attempt: Callable[..., Tensor]) -> None:
 @diagnostic("Exercise 11.3")
 def check_decoder_masks(attempt: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]) -> None:
     """Check the two masks of a decoder: shapes, then the memory's, then causality, then padding."""
-    source = torch.tensor([[0, 0, 5, 6, 7], [8, 9, 5, 6, 7]])  # (batch, source)
-    target = torch.tensor([[0, 4, 5], [4, 5, 6]])  # (batch, target), 0 is padding
-    pair = attempt(source, target, 0)
+    source = torch.tensor([[9, 9, 5, 6, 7], [8, 4, 5, 6, 7]])  # (batch, source)
+    target = torch.tensor([[9, 4, 5], [4, 5, 6]])  # (batch, target), 9 is padding here
+    pair = attempt(source, target, 9)
     assert isinstance(pair, tuple), f"return (attn_mask, memory_mask), got {type(pair).__name__}"
     assert len(pair) == 2, f"return (attn_mask, memory_mask), got {len(pair)} values"
     attn_mask = expect_tensor(pair[0], (2, 1, 3, 3), "attn_mask")
@@ -1322,6 +1339,9 @@ def check_decoder_masks(attempt: Callable[[Tensor, Tensor, int], tuple[Tensor, T
     assert not any(row[0] for row in padded), (
         f"attn_mask: nobody may see the pad at position 0, got {padded}"
     )
+    assert not padded[0][1] and not padded[0][2], (
+        f"attn_mask: the pad's own row must not look ahead either, got {padded}"
+    )
     assert padded[1:] == [[False, True, False], [False, True, True]], (
         f"attn_mask: causal and without the pad, got {padded}"
     )
@@ -1329,7 +1349,7 @@ def check_decoder_masks(attempt: Callable[[Tensor, Tensor, int], tuple[Tensor, T
 
 @diagnostic("Exercise 11.4")
 def check_diagnose(attempt: Callable[[Callable[[Tensor, Tensor], Tensor]], str]) -> None:
-    """Check a diagnosis on a healthy decoder and on three sick ones, each of them in two variants."""
+    """Check a diagnosis on a healthy decoder and on three sick ones, two of them in two variants."""
 
     def look_back(x: Tensor) -> Tensor:
         return x + F.scaled_dot_product_attention(x, x, x, is_causal=True)
@@ -1409,6 +1429,11 @@ def check_parameter_formula(attempt: Callable[[TransformerConfig], int]) -> None
     assert got == 2 + 39 + 67, (
         f"the smallest model has 108 parameters, yours {got}: all differences are right, so look for a constant"
     )
+    wide = attempt(replace(least, d_model=6))
+    assert wide == 6 + 211 + 391, (
+        f"d_model=6 makes 608 parameters, yours {wide}: all is right for d_model=2, where d * d is "
+        "also 2 * d, so look where you took one for the other"
+    )
 
 
 @diagnostic("Exercise 12.2")
@@ -1446,6 +1471,10 @@ def check_torch_masks(attempt: Callable[[Tensor, Tensor, int], dict[str, Tensor]
         f"the last two tokens of row 1 are padding, got {target_pads}"
     )
     future = masks["tgt_mask"]
+    ours = [[j <= i for j in range(4)] for i in range(4)]
+    assert future.tolist() != ours, (
+        "tgt_mask is ours: torch's says True where attention is forbidden"
+    )
     assert not future.diagonal().any(), (
         "every position may see itself: a row with nothing to see gives NaN in torch"
     )
@@ -1453,10 +1482,9 @@ def check_torch_masks(attempt: Callable[[Tensor, Tensor, int], dict[str, Tensor]
     assert future.tolist() == [[j > i for j in range(4)] for i in range(4)], (
         f"row i should forbid the keys after i, got {future}"
     )
-    assert (
-        attempt(torch.where(source == 0, 9, source), target, 9)["src_key_padding_mask"].tolist()
-        == source_pads
-    ), "use pad_id, not 0"
+    other = attempt(torch.where(source == 0, 9, source), torch.where(target == 0, 9, target), 9)
+    for name in ("src_key_padding_mask", "tgt_key_padding_mask", "memory_key_padding_mask"):
+        assert torch.equal(other[name], masks[name]), f"{name}: use pad_id, not 0"
 
 
 @diagnostic("Exercise 12.3")
@@ -1477,21 +1505,26 @@ def check_sentence_log_probability(
         with torch.no_grad():
             return float(model(source, torch.tensor([prefix]))[0, -1].log_softmax(dim=-1)[token])
 
-    with torch.no_grad():
-        empty, got = float(attempt(model, source, [])), float(attempt(model, source, [3, 5]))
-    wanted = step([1], 2)
-    assert abs(empty - wanted) < 1e-5, (
-        f"the empty sentence is <eos> (2) after <bos> (1): {wanted:.4f}, yours {empty:.4f}"
-    )
     steps = [step([1], 3), step([1, 3], 5), step([1, 3, 5], 2)]
+    total = sum(steps)
+    with torch.no_grad():
+        got = float(attempt(model, source, [3, 5]))
     assert abs(got - sum(steps[:2])) > 1e-5, (
         "the <eos> at the end is missing: a sentence must also stop"
     )
-    assert abs(got - sum(steps) / 3) > 1e-5, (
+    assert abs(got + total) > 1e-5, "the sign: cross-entropy is the negative log-probability"
+    assert abs(got - math.exp(total)) > 1e-5, "this is the probability; its logarithm is asked for"
+    assert abs(got - total / 3) > 1e-5, (
         "this is the mean over the tokens: the probability of a sentence is a product, so add"
     )
-    assert abs(got - sum(steps)) < 1e-5, (
-        f"the three steps add up to {sum(steps):.4f}, yours to {got:.4f}: suspect the shift"
+    assert abs(got - total) < 1e-5, (
+        f"the three steps add up to {total:.4f}, yours to {got:.4f}: suspect the shift"
+    )
+    wanted = step([1], 2)
+    with torch.no_grad():
+        empty = float(attempt(model, source, []))
+    assert abs(empty - wanted) < 1e-5, (
+        f"the empty sentence is <eos> (2) after <bos> (1): {wanted:.4f}, yours {empty:.4f}"
     )
 
 
@@ -1514,6 +1547,9 @@ def check_merge(attempt: Callable[[list[str], tuple[str, str]], list[str]]) -> N
     )
     assert attempt(["au", "s", "s"], ("au", "s")) == ["aus", "s"], (
         "pieces may be longer than a letter"
+    )
+    assert attempt(["xa", "b"], ("a", "b")) == ["xa", "b"], (
+        "xa is not a: compare whole pieces, not the text they spell"
     )
 
 
@@ -1539,6 +1575,9 @@ def check_reads_and_says(attempt: Callable[[list[list[int]]], tuple[Tensor, Tens
     says = expect_tensor(says, (2, 4), "what it should say for targets of 3 and 1 tokens")
     assert says[1].tolist() != [5, 0, 0, 2], (
         "the short row ends with <eos>, then comes the padding: you have it the other way round"
+    )
+    assert reads[1].tolist() != [1, 5, 2, 0], (
+        "the short row still reads <eos>: cutting off the last column takes it from the longest row only"
     )
     assert reads[1].tolist() == [1, 5, 0, 0], (
         f"the short row should read 1 5 0 0, yours reads {reads[1].tolist()}"
@@ -1578,7 +1617,7 @@ def check_padding_share(attempt: Callable[[list[int], int], float]) -> None:
 def check_groups(attempt: Callable[[list[int], int], list[list[int]]]) -> None:
     """Check batches by tokens: cover, limit, padding, use of the room, and what fits nowhere."""
     groups = attempt([3, 3, 3, 3], 6)
-    assert sorted(map(sorted, groups)) != [[3], [3], [3], [3]], (
+    assert sorted(map(sorted, groups)) != [[3, 3], [3, 3]], (
         "return the sentences' numbers, not their lengths"
     )
     generator = random.Random(0)
@@ -1620,10 +1659,8 @@ def check_teacher_forcing(attempt: Callable[[list[list[int]]], tuple[Tensor, Ten
     assert len(answer) == 2, (
         f"return two tensors, target_in and target_out, not {len(answer)} things"
     )
-    given, wanted = (
-        expect_tensor(answer[0], (1, 4), "target_in"),
-        expect_tensor(answer[1], (1, 4), "target_out"),
-    )
+    given = expect_tensor(answer[0], (1, 4), "target_in")
+    wanted = expect_tensor(answer[1], (1, 4), "target_out")
     swapped = given.tolist() == [[5, 6, 7, 2]] and wanted.tolist() == [[1, 5, 6, 7]]
     assert not swapped, "the two are swapped: the decoder READS <bos> first"
     assert given.tolist() == [[1, 5, 6, 7]], (
@@ -1639,6 +1676,10 @@ def check_teacher_forcing(attempt: Callable[[list[list[int]]], tuple[Tensor, Ten
     assert wanted[1].tolist() == [8, 2, 0, 0], (
         f"a short sentence says 8 <eos> <pad> <pad>, yours {wanted[1].tolist()}"
     )
+    assert given[1].tolist() != [1, 8, 2, 0], (
+        "a short sentence reads <bos> 8 <pad> <pad>, yours <bos> 8 <eos> <pad>: an <eos> there does"
+        " no harm, as no question is asked at that position, but make_batch has none"
+    )
     assert given[1].tolist() == [1, 8, 0, 0], (
         f"a short sentence reads <bos> 8 <pad> <pad>, yours {given[1].tolist()}"
     )
@@ -1649,14 +1690,20 @@ def check_teacher_forcing(attempt: Callable[[list[list[int]]], tuple[Tensor, Ten
 
 @diagnostic("Exercise 14.2")
 def check_smoothed_loss(attempt: Callable[[Tensor, Tensor, float, int], Tensor]) -> None:
-    """Check a smoothed loss: even logits, no smoothing, smoothing, then padding, on numbers known by hand."""
+    """Check a smoothed loss, on numbers known by hand: without smoothing, with it, with padding."""
 
     def loss(logits: Tensor, targets: Tensor, smoothing: float) -> float:
         return float(expect_tensor(attempt(logits, targets, smoothing, 0), (), "the loss"))
 
+    even = loss(torch.zeros(1, 2, 4), torch.tensor([[1, 2]]), 0.0)
+    assert abs(even - 2 * 1.3863) > 1e-3, "this is the sum over the tokens: take the mean"
+    assert abs(even - 1.3863) < 1e-3, (
+        f"4 equal logits give log 4 = 1.3863 a token, yours {even:.4f}: softmax over the last axis?"
+    )
     even = loss(torch.zeros(1, 2, 4), torch.tensor([[1, 2]]), 0.1)
     assert abs(even - 1.3863) < 1e-3, (
-        f"4 equal logits give log 4 = 1.3863 a token, yours {even:.4f}: sum or mean?"
+        f"4 equal logits give log 4 = 1.3863 whatever the smoothing, yours {even:.4f}:"
+        " do the shares q add up to 1?"
     )
     logits = torch.tensor([[[0.0, math.log(7.0), 0.0, 0.0]]])  # probabilities 0.1, 0.7, 0.1, 0.1
     plain = loss(logits, torch.tensor([[1]]), 0.0)
@@ -1671,17 +1718,14 @@ def check_smoothed_loss(attempt: Callable[[Tensor, Tensor, float, int], Tensor])
     assert abs(smooth - 0.9405) < 1e-3, (
         f"0.6 (-log 0.7) + 0.4 (the mean of all four) = 0.9405, yours {smooth:.4f}"
     )
-    padded = torch.cat(
-        [logits, torch.tensor([[[9.0, -3.0, 0.0, 5.0]]])], dim=1
-    )  # (1, 2, 4): a second, padded position
+    padding = torch.tensor([[[9.0, -3.0, 0.0, 5.0]]])  # (1, 1, 4): the logits at a padded position
+    padded = torch.cat([logits, padding], dim=1)  # (1, 2, 4)
     got = loss(padded, torch.tensor([[1, 0]]), 0.4)
     assert abs(got - 0.9405 / 2) > 1e-3, (
         "the padding is out of the sum, but still counts in the mean"
     )
     assert abs(got - 0.9405) < 1e-3, f"padding changed the loss from 0.9405 to {got:.4f}"
-    uneven = torch.cat(
-        [logits.expand(1, 2, 4), torch.zeros(1, 2, 4)]
-    )  # (2, 2, 4): the second row has even logits
+    uneven = torch.cat([logits.expand(1, 2, 4), torch.zeros(1, 2, 4)])  # (2, 2, 4)
     per_token = (2 * 0.9405 + 1.3863) / 3
     got = loss(uneven, torch.tensor([[1, 1], [1, 0]]), 0.4)
     assert abs(got - (0.9405 + 1.3863) / 2) > 1e-3, (
@@ -1699,16 +1743,18 @@ def check_half_peak(attempt: Callable[[int], tuple[int, int]]) -> None:
 
     for warmup in (4000, 10):
         answer = attempt(warmup)
-        assert isinstance(answer, tuple), f"return two steps, got {answer}"
+        assert isinstance(answer, tuple), (
+            f"return a tuple of two steps, not {type(answer).__name__}"
+        )
         assert len(answer) == 2, f"return two steps, got {answer}"
         up, down = answer
+        assert up > 0, f"steps are counted from 1, yours is {up}"
         assert up < warmup < down, (
             f"one step before the peak at {warmup}, one after it; yours are {up} and {down}"
         )
         half = rate(warmup, warmup) / 2
-        assert abs(rate(up, warmup) / half - 1) < 1e-6, (
-            f"at step {up} the rate is {rate(up, warmup) / half / 2:.2f} of the peak"
-        )
+        of_peak = rate(up, warmup) / half / 2
+        assert abs(of_peak - 0.5) < 1e-6, f"at step {up} the rate is {of_peak:.2f} of the peak"
         of_peak = rate(down, warmup) / half / 2
         assert abs(of_peak - 0.5) < 1e-6, (
             f"at step {down} it is {of_peak:.2f} of the peak: it falls with the ROOT of the step"
@@ -1725,12 +1771,8 @@ def check_clip(attempt: Callable[[list[Tensor], float], Tensor]) -> None:
         return parameters
 
     def gradients(parameters: list[Tensor]) -> list[float]:
-        return [
-            float(value)
-            for parameter in parameters
-            if parameter.grad is not None
-            for value in parameter.grad
-        ]
+        present = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        return [float(value) for gradient in present for value in gradient]
 
     parameters = make()
     length = float(attempt(parameters, 6.5))
@@ -1741,7 +1783,8 @@ def check_clip(attempt: Callable[[list[Tensor], float], Tensor]) -> None:
     assert abs(length - 13) < 1e-4, f"the whole gradient (3, 4, 12) is 13 long, yours {length}"
     off = max(abs(got[0] / got[1] - 0.75), abs(got[2] / got[1] - 3))
     assert off < 1e-3, (
-        f"(3, 4, 12) became {got}: another direction. One factor for ALL parameters, not one for each"
+        f"(3, 4, 12) became {got}: another direction. One factor for ALL parameters,"
+        " not one for each parameter, nor one for each number"
     )
     assert abs(got[2] - 6) < 1e-3, (
         f"(3, 4, 12) clipped to a length of 6.5 is (1.5, 2, 6), yours {got}"
@@ -1760,9 +1803,6 @@ def check_unigram_loss(attempt: Callable[[list[int], list[int], int], float]) ->
     def close(train: list[int], held_out: list[int], vocab_size: int, expected: float) -> bool:
         return abs(float(attempt(train, held_out, vocab_size)) - expected) < 1e-4
 
-    assert close([], [0, 1, 2], 3, math.log(3)), (
-        "without any counts all tokens are alike, and the loss is ln(3): is 1 added to each count?"
-    )
     expected = -math.log(3 / 5)
     assert not close([1, 1], [1], 3, expected / math.log(2)), (
         "that is in bits: use the natural logarithm"
@@ -1828,7 +1868,10 @@ def check_training_step(attempt: Callable[..., float]) -> None:
         "put the model into training mode before the loss is computed, and compute it once"
     )
     first, second = model.first.item(), model.second.item()
-    assert first != 1.0, "the first parameter has not moved: backward, step, or the rate is missing"
+    assert first != 1.0, (
+        "the first parameter has not moved: is backward, step or the rate missing, is the rate set after "
+        "the step, or are the gradients cleared between backward and step?"
+    )
     assert second != 2.0, (
         "only the first parameter group got the rate: set it in all of optimizer.param_groups"
     )

@@ -59,7 +59,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
             content = gzip.decompress(content)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is not a whole gzip file: {error}") from None
-    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")  # some editors put these bytes first
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")  # some editors put these first
     if lines[-1] == b"":
         lines.pop()  # the last line ends with a line break, too
     pairs = []
@@ -90,6 +90,9 @@ def load_pairs(split: str) -> list[Pair]:
     Args:
         split: "train", "validation" or "test".
 
+    Returns:
+        The pairs, in the file's order.
+
     Raises:
         ValueError: for any other split.
     """
@@ -109,11 +112,14 @@ class Example(NamedTuple):
 
 
 def encode_pairs(pairs: Iterable[Pair], tokenizer: Tokenizer) -> list[Example]:
-    """Turn pairs into token ids, one Example for each pair, in the same order.
+    """Turn pairs into token ids.
 
     Args:
         pairs: what to encode.
         tokenizer: one for both sides, made by train_tokenizer.
+
+    Returns:
+        One Example for each pair, in the same order.
 
     Raises:
         ValueError: if a side is empty, if the tokenizer's special tokens have other ids than ours,
@@ -157,8 +163,12 @@ def make_batch(examples: Sequence[Example]) -> Batch:
     Args:
         examples: sources that end in <eos>, targets without special tokens.
 
+    Returns:
+        A Batch of int64 tensors, rows in the order of the examples.
+
     Raises:
-        ValueError: if there are no examples, a source is empty, or an id is negative or <pad>'s.
+        ValueError: if there are no examples, a source is empty or does not end in <eos>, another
+            token is <bos> or <eos>, or an id is negative or <pad>'s.
     """
     if not examples:
         raise ValueError("a batch needs at least one example, got none")
@@ -168,6 +178,13 @@ def make_batch(examples: Sequence[Example]) -> Batch:
         if (lowest := min(source + target)) <= PAD_ID:
             raise ValueError(
                 f"example {number} holds id {lowest}: only {PAD_ID + 1} and up are tokens"
+            )
+        if source[-1] != EOS_ID:
+            raise ValueError(f"the source of example {number} ends in {source[-1]}, not in <eos>")
+        if special := {BOS_ID, EOS_ID}.intersection([*source[:-1], *target]):
+            raise ValueError(
+                f"example {number} has special tokens inside: {sorted(special)}; "
+                "<bos> is added here, <eos> belongs at the end of the source only"
             )
     return Batch(
         source=_pad([source for source, _ in examples]),
@@ -189,6 +206,9 @@ def token_batches(examples: Sequence[Example], max_tokens: int, seed: int) -> li
         examples: all of them.
         max_tokens: the most tokens a batch may have on either side, padding counted.
         seed: another seed gives other batches in another order.
+
+    Returns:
+        The batches, shuffled; their number depends on max_tokens and the lengths only.
 
     Raises:
         ValueError: if there are no examples, or a single one has more than max_tokens tokens: none

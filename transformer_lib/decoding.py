@@ -30,11 +30,13 @@ def greedy_decode(
         One list of ids for each row, without <bos>, and without <eos> and what came after it.
 
     Raises:
-        ValueError: if max_new_tokens is below 1 or beyond the model's positions, or the source is empty or not of ids.
+        ValueError: if max_new_tokens is below 1 or beyond the model's positions, or the source is
+            empty or not of ids.
     """
     if not 1 <= max_new_tokens <= model.config.max_length:
         raise ValueError(
-            f"max_new_tokens must be at least 1 and at most max_length {model.config.max_length}, got {max_new_tokens}"
+            f"max_new_tokens must be at least 1 and at most max_length {model.config.max_length}, "
+            f"got {max_new_tokens}"
         )
     was_training = model.training
     model.eval()

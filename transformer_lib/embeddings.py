@@ -46,7 +46,7 @@ def sinusoidal_positions(length: int, d_model: int) -> Tensor:
 
 
 def _rows_for(x: Tensor, table: Tensor, offset: int) -> Tensor:
-    """The rows of `table` that belong to x, (..., length, d_model), whose first position is `offset`."""
+    """The rows of `table` for x, (batch, length, d_model), from position `offset` on."""
     max_length, d_model = table.shape
     if x.dim() < 2 or x.size(-1) != d_model:
         raise ValueError(
@@ -54,7 +54,8 @@ def _rows_for(x: Tensor, table: Tensor, offset: int) -> Tensor:
         )
     if offset < 0 or offset + x.size(-2) > max_length:
         raise ValueError(
-            f"{x.size(-2)} positions from {offset} on do not fit a positional encoding of {max_length} positions"
+            f"{x.size(-2)} positions from {offset} on do not fit "
+            f"a positional encoding of {max_length} positions"
         )
     return table[offset : offset + x.size(-2)]  # (length, d_model)
 
@@ -83,7 +84,7 @@ class SinusoidalPositionalEncoding(nn.Module):
 
         Args:
             x: shape (batch, length, d_model).
-            offset: position of the first vector; above 0 when a decoder continues what it has written before.
+            offset: position of the first vector; above 0 when a decoder continues its sentence.
 
         Returns:
             Shape (batch, length, d_model).
@@ -118,7 +119,7 @@ class LearnedPositionalEncoding(nn.Module):
 
         Args:
             x: shape (batch, length, d_model).
-            offset: position of the first vector; above 0 when a decoder continues what it has written before.
+            offset: position of the first vector; above 0 when a decoder continues its sentence.
 
         Returns:
             Shape (batch, length, d_model).

@@ -94,9 +94,7 @@ class LayerNorm(nn.Module):
             raise ValueError(
                 f"x has width {x.size(-1)}, the layer norm d_model {self.weight.numel()}"
             )
-        return F.layer_norm(
-            x, self.weight.shape, self.weight, self.bias, self.eps
-        )  # (..., d_model)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class ResidualConnection(nn.Module):
@@ -262,7 +260,7 @@ class DecoderLayer(nn.Module):
             Shape (batch, target, d_model).
 
         Raises:
-            ValueError: if x, memory or a mask does not fit, in shape, type or device.
+            ValueError: if x or memory does not fit in shape, or a mask in shape, type or device.
         """
         _check_sequence("x", x, self.d_model)
         _check_sequence("memory", memory, self.d_model)

@@ -29,8 +29,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         not saved with the tokenizer: after loading, set `encode_special_tokens = True` again.)
 
     Raises:
-        ValueError: if there is no text, or vocab_size has no room for bytes and special tokens.
+        ValueError: if there is no text, or one string in place of many, or vocab_size has no room
+            for bytes and special tokens.
     """
+    if isinstance(texts, str):
+        raise ValueError("a tokenizer learns from many texts, got one string")
     smallest = len(pre_tokenizers.ByteLevel.alphabet()) + len(SPECIAL_TOKENS)
     if vocab_size < smallest:
         raise ValueError(

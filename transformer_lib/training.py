@@ -27,31 +27,30 @@ __all__ = [
 
 
 def _real_logits(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Give the logits of the real target tokens, (real tokens, vocab_size), and these tokens, (real tokens,)."""
-    if batch.target_in.shape != batch.target_out.shape:
-        raise ValueError(
-            f"target_in {tuple(batch.target_in.shape)} and target_out {tuple(batch.target_out.shape)} differ in shape"
-        )
-    real = batch.target_out != model.config.pad_id  # (batch, target)
+    """Give the logits (real tokens, vocab_size) and the ids (real tokens,) of the real targets."""
+    given, wanted = batch.target_in, batch.target_out  # (batch, target) each
+    if given.shape != wanted.shape:
+        shapes = f"target_in {tuple(given.shape)} and target_out {tuple(wanted.shape)}"
+        raise ValueError(f"{shapes} differ in shape")
+    pad_id = model.config.pad_id
+    real = wanted != pad_id  # (batch, target)
     if not real.any():
         raise ValueError(
-            f"nothing to learn: all {real.numel()} target tokens are padding (id {model.config.pad_id})"
+            f"nothing to learn: all {real.numel()} target tokens are padding (id {pad_id})"
         )
-    hidden = model.decode(
-        batch.target_in, model.encode(batch.source), batch.source
-    )  # (batch, target, d_model)
-    return model.project(hidden[real]), batch.target_out[
-        real
-    ]  # (real tokens, vocab_size), (real tokens,)
+    memory = model.encode(batch.source)  # (batch, source, d_model)
+    hidden = model.decode(given, memory, batch.source)  # (batch, target, d_model)
+    logits = model.project(hidden[real])  # (real tokens, vocab_size)
+    return logits, wanted[real]
 
 
 def translation_loss(model: Transformer, batch: Batch, label_smoothing: float = 0.1) -> Tensor:
-    """Cross-entropy of the next target token, averaged over the batch's real target tokens (paper, section 5.4).
+    """Cross-entropy of the next token, averaged over the real target tokens (paper, section 5.4).
 
     Args:
         model: what is trained; its config names the padding id.
         batch: source (batch, source), target_in and target_out (batch, target).
-        label_smoothing: share of the target's probability that is spread evenly over the whole vocabulary.
+        label_smoothing: share of the probability that is spread evenly over the vocabulary.
 
     Returns:
         The loss in nats a token, shape (). Logits are made for real tokens only, never for padding.
@@ -71,13 +70,16 @@ def make_optimizer(model: Transformer) -> torch.optim.Adam:
 
     Args:
         model: whose parameters are to be trained; move it to its device first.
+
+    Returns:
+        The optimizer, for all parameters of the model.
     """
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
     return torch.optim.Adam(model.parameters(), lr=0.0, betas=(0.9, 0.98), eps=1e-9, fused=fused)
 
 
 def learning_rate(step: int, d_model: int, warmup_steps: int = 4000) -> float:
-    """Give the learning rate of one step: up in a straight line, then down as 1 / sqrt(step) (paper, section 5.3).
+    """Give a step's learning rate: up in a line, then down as 1 / sqrt(step) (paper, section 5.3).
 
     Args:
         step: number of the step, counted from 1.
@@ -103,20 +105,22 @@ def evaluate_loss(model: Transformer, batches: Iterable[Batch]) -> float:
     Every token counts alike, whichever batch it stands in; e to this power is the perplexity.
 
     Args:
-        model: put into eval mode for the call, and back into the mode it was in.
+        model: put into eval mode for the call; then all of it is put into the mode it was in.
         batches: what to evaluate on; they need not be of one size.
 
+    Returns:
+        The mean surprise, a float.
+
     Raises:
-        ValueError: if there is no batch.
+        ValueError: if there is no batch, or a batch is one that translation_loss refuses.
     """
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
     try:
         for batch in batches:
-            logits, targets = _real_logits(
-                model, batch
-            )  # (real tokens, vocab_size), (real tokens,)
+            # (real tokens, vocab_size), (real tokens,)
+            logits, targets = _real_logits(model, batch)
             total += F.cross_entropy(logits, targets, reduction="sum").item()
             count += targets.numel()
     finally:

@@ -114,7 +114,7 @@ class Decoder(nn.Module):
             Shape (batch, target, d_model).
 
         Raises:
-            ValueError: if x, memory or a mask does not fit, in shape, type or device.
+            ValueError: if x or memory does not fit in shape, or a mask in shape, type or device.
         """
         for layer in self.layers:
             x = layer(x, memory, attn_mask, memory_mask)  # (batch, target, d_model)
@@ -123,19 +123,21 @@ class Decoder(nn.Module):
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """The numbers that make a Transformer; the defaults are those of the paper's base model (its Table 3).
+    """The numbers that make a Transformer; the defaults are the paper's base model (its Table 3).
 
     Args:
         vocab_size: entries of the vocabulary that source and target share.
-        d_model: width of the vectors between the layers; even, because sines and cosines come in pairs.
+        d_model: width of the vectors between the layers; even: sines and cosines come in pairs.
         num_heads: heads of each attention; has to divide d_model.
         d_ff: inner width of the feed-forward networks.
         num_encoder_layers: layers of the encoder.
         num_decoder_layers: layers of the decoder.
-        dropout: probability of dropping an entry of a sub-layer's output, or of an embedding with its position.
+        dropout: probability of dropping an entry of a sub-layer's output, or of an embedding with
+            its position.
         attention_dropout: probability of dropping an attention weight; the paper has none.
-        norm_first: normalize before each sub-layer (pre-norm) and not after the sum (post-norm, the paper).
-        final_norm: one more norm after each stack; None means as norm_first, since pre-norm needs one.
+        norm_first: normalize before each sub-layer (pre-norm) and not after the sum (post-norm, as
+            in the paper).
+        final_norm: one more norm after each stack; None means as norm_first: pre-norm needs one.
         max_length: longest sequence, in tokens.
         pad_id: the id that fills up short rows.
 
@@ -157,38 +159,29 @@ class TransformerConfig:
     pad_id: int = 0
 
     def __post_init__(self) -> None:
-        sizes = (
-            "vocab_size",
-            "d_model",
-            "num_heads",
-            "d_ff",
-            "num_encoder_layers",
-            "num_decoder_layers",
-            "max_length",
-        )
-        for name in sizes:
+        widths = ("vocab_size", "d_model", "num_heads", "d_ff")
+        for name in (*widths, "num_encoder_layers", "num_decoder_layers", "max_length"):
             size = getattr(self, name)
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
         for name in ("dropout", "attention_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(
-                    f"{name} must be at least 0 and below 1, got {getattr(self, name)!r}"
-                )
+            share = getattr(self, name)
+            if not isinstance(share, int | float) or not 0.0 <= share < 1.0:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {share!r}")
         if self.d_model % self.num_heads:
             raise ValueError(
                 f"d_model {self.d_model} is not divisible by num_heads {self.num_heads}"
             )
         if self.d_model % 2:
             raise ValueError(f"sines and cosines come in pairs: d_model {self.d_model} is not even")
-        if not 0 <= self.pad_id < self.vocab_size:
+        if not isinstance(self.pad_id, int) or not 0 <= self.pad_id < self.vocab_size:
             raise ValueError(
-                f"pad_id {self.pad_id} is not in a vocabulary of {self.vocab_size} entries"
+                f"pad_id {self.pad_id!r} is not in a vocabulary of {self.vocab_size} entries"
             )
 
     @classmethod
     def base(cls, vocab_size: int = 37_000) -> "TransformerConfig":
-        """The paper's base model, by default with its English-German vocabulary of about 37,000 entries."""
+        """The paper's base model, by default with its vocabulary of about 37,000 entries."""
         return cls(vocab_size)
 
     @classmethod
@@ -212,8 +205,9 @@ class TransformerConfig:
 class Transformer(nn.Module):
     """Token ids in, logits for the next token out (paper, figure 1 and section 3).
 
-    Both embeddings and the map to logits share one matrix (section 3.4). Rows are padded on the right with
-    `config.pad_id`; no source position, and no target position, ever listens to the padding of the source.
+    Both embeddings and the map to logits share one matrix (section 3.4). Rows are padded on the
+    right with `config.pad_id`; no position, of source or target, ever listens to the padding of
+    the source.
 
     Args:
         config: the sizes.
@@ -227,15 +221,11 @@ class Transformer(nn.Module):
         self.position = SinusoidalPositionalEncoding(c.d_model, c.max_length)
         self.dropout = nn.Dropout(c.dropout)
         sizes = (c.d_model, c.num_heads, c.d_ff, c.dropout, c.norm_first, c.attention_dropout)
+        encoder_layers = [EncoderLayer(*sizes) for _ in range(c.num_encoder_layers)]
+        decoder_layers = [DecoderLayer(*sizes) for _ in range(c.num_decoder_layers)]
         has_norm = c.norm_first if c.final_norm is None else c.final_norm
-        self.encoder = Encoder(
-            [EncoderLayer(*sizes) for _ in range(c.num_encoder_layers)],
-            LayerNorm(c.d_model) if has_norm else None,
-        )
-        self.decoder = Decoder(
-            [DecoderLayer(*sizes) for _ in range(c.num_decoder_layers)],
-            LayerNorm(c.d_model) if has_norm else None,
-        )
+        self.encoder = Encoder(encoder_layers, LayerNorm(c.d_model) if has_norm else None)
+        self.decoder = Decoder(decoder_layers, LayerNorm(c.d_model) if has_norm else None)
         for stack in (self.encoder, self.decoder):
             for name, parameter in stack.named_parameters():
                 if parameter.dim() > 1:
@@ -244,55 +234,77 @@ class Transformer(nn.Module):
                     nn.init.zeros_(parameter)
 
     def embed(self, tokens: Tensor, offset: int = 0) -> Tensor:
-        """Turn token ids (batch, length) into vectors with positions (batch, length, d_model).
+        """Turn token ids into vectors, with their positions.
 
         Args:
-            tokens: the ids.
+            tokens: the ids, shape (batch, length).
             offset: position of the first of them.
+
+        Returns:
+            Shape (batch, length, d_model).
+
+        Raises:
+            ValueError: if there are no tokens, too many, or ids that are not in the vocabulary.
         """
-        embedded: Tensor = self.dropout(
-            self.position(self.embedding(tokens), offset)
-        )  # (batch, length, d_model)
+        positioned = self.position(self.embedding(tokens), offset)  # (batch, length, d_model)
+        embedded: Tensor = self.dropout(positioned)
         return embedded
 
     def encode(self, source: Tensor) -> Tensor:
-        """Read the source (batch, source) into the memory (batch, source, d_model).
+        """Read the source into the memory.
+
+        Args:
+            source: ids, shape (batch, source).
+
+        Returns:
+            The memory, shape (batch, source, d_model).
 
         Raises:
-            ValueError: if source is empty, too long, not of integers, or holds ids outside the vocabulary.
+            ValueError: if source is empty, too long, not of integers, or holds ids outside the
+                vocabulary.
         """
         allowed = padding_mask(source, self.config.pad_id)  # (batch, 1, 1, source)
         memory: Tensor = self.encoder(self.embed(source), allowed)  # (batch, source, d_model)
         return memory
 
     def decode(self, target: Tensor, memory: Tensor, source: Tensor) -> Tensor:
-        """Say what follows each target token, as a vector: (batch, target) -> (batch, target, d_model).
+        """Say what follows each target token, as a vector.
 
         Args:
             target: the ids so far, <bos> first, shape (batch, target).
             memory: what encode made of the source, shape (batch, source, d_model).
             source: the ids of the source, shape (batch, source): they tell which memory is padding.
 
+        Returns:
+            Shape (batch, target, d_model).
+
         Raises:
             ValueError: if the three do not fit together, or target is not fit to be embedded.
         """
         if target.dim() != 2 or target.size(1) == 0:
             raise ValueError(
-                f"target must be (batch, target) with at least <bos> in it, got {tuple(target.shape)}"
+                f"target must be (batch, target) with at least <bos>, got {tuple(target.shape)}"
             )
         if memory.shape[:2] != source.shape or target.size(0) != source.size(0):
             raise ValueError(
-                f"target {tuple(target.shape)}, memory {tuple(memory.shape)} and source {tuple(source.shape)} do not "
-                f"belong together: they should be (batch, target), (batch, source, d_model) and (batch, source)"
+                f"target {tuple(target.shape)}, memory {tuple(memory.shape)} and source "
+                f"{tuple(source.shape)} do not belong together: they should be (batch, target), "
+                "(batch, source, d_model) and (batch, source)"
             )
         allowed = padding_mask(source, self.config.pad_id)  # (batch, 1, 1, source)
-        hidden: Tensor = self.decoder(
-            self.embed(target), memory, memory_mask=allowed
-        )  # (batch, target, d_model)
+        x = self.embed(target)  # (batch, target, d_model)
+        hidden: Tensor = self.decoder(x, memory, memory_mask=allowed)  # (batch, target, d_model)
         return hidden
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Map vectors (..., d_model) to logits (..., vocab_size) with the embedding matrix."""
+        """Map vectors to logits with the embedding matrix.
+
+        Args:
+            hidden: vectors, shape (..., d_model).
+
+        Returns:
+            Logits, shape (..., vocab_size).
+        """
         return self.embedding.project(hidden)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
@@ -303,7 +315,8 @@ class Transformer(nn.Module):
             target: ids, <bos> first, shape (batch, target).
 
         Returns:
-            Shape (batch, target, vocab_size); position t has seen the source and target tokens 0 to t.
+            Shape (batch, target, vocab_size); position t has seen the source and target tokens 0
+            to t.
 
         Raises:
             ValueError: if the ids are not fit to be embedded, or the batch sizes differ.
@@ -321,7 +334,7 @@ _TorchLayer = nn.TransformerEncoderLayer | nn.TransformerDecoderLayer
 
 
 def _partners(ours: Transformer, theirs: nn.Transformer) -> list[tuple[Tensor, Tensor]]:
-    """List the tensors of our stacks, each with the tensor of torch's stacks that means the same."""
+    """List the tensors of our stacks, each with the tensor of torch's that means the same."""
     pairs: list[tuple[Any, Any]] = []  # modules with a weight and a bias each
     tensors: list[tuple[Tensor, Tensor]] = []
     stacks: list[tuple[Any, Any]] = [(ours.encoder, theirs.encoder), (ours.decoder, theirs.decoder)]
@@ -330,14 +343,10 @@ def _partners(ours: Transformer, theirs: nn.Transformer) -> list[tuple[Tensor, T
             pairs.append((stack.norm, torch_stack.norm))
         for layer, torch_layer in zip(stack.layers, torch_stack.layers, strict=True):
             attentions = [(layer.self_attention, torch_layer.self_attn)]
-            pairs += [
-                (layer.residual_1.norm, torch_layer.norm1),
-                (layer.residual_2.norm, torch_layer.norm2),
-            ]
-            pairs += [
-                (layer.feed_forward.inner, torch_layer.linear1),
-                (layer.feed_forward.outer, torch_layer.linear2),
-            ]
+            pairs.append((layer.residual_1.norm, torch_layer.norm1))
+            pairs.append((layer.residual_2.norm, torch_layer.norm2))
+            pairs.append((layer.feed_forward.inner, torch_layer.linear1))
+            pairs.append((layer.feed_forward.outer, torch_layer.linear2))
             if isinstance(layer, DecoderLayer):
                 attentions.append((layer.cross_attention, torch_layer.multihead_attn))
                 pairs.append((layer.residual_3.norm, torch_layer.norm3))
@@ -348,10 +357,9 @@ def _partners(ours: Transformer, theirs: nn.Transformer) -> list[tuple[Tensor, T
                     attention.key_projection,
                     attention.value_projection,
                 )
-                weights = torch_attention.in_proj_weight.chunk(
-                    3
-                )  # three views, (d_model, d_model) each
-                biases = torch_attention.in_proj_bias.chunk(3)  # three views, (d_model,) each
+                # three views each, of (d_model, d_model) and of (d_model,)
+                weights = torch_attention.in_proj_weight.chunk(3)
+                biases = torch_attention.in_proj_bias.chunk(3)
                 for projection, weight, bias in zip(projections, weights, biases, strict=True):
                     tensors += [(projection.weight, weight), (projection.bias, bias)]
     for module, torch_module in pairs:
@@ -364,8 +372,9 @@ def from_torch(
 ) -> Transformer:
     """Make a Transformer that computes what a torch.nn.Transformer computes.
 
-    torch's module has no embeddings: the matrix that both sides and the output share is given beside it. torch also
-    drops inside the feed-forward network while training, ours does not: the two are equal in eval mode.
+    torch's module has no embeddings: the matrix that both sides and the output share is given
+    beside it. torch also drops inside the feed-forward network while training, ours does not: the
+    two are equal in eval mode.
 
     Args:
         module: two stacks, with ReLU, biases, and torch's default epsilon of 1e-5.
@@ -379,29 +388,28 @@ def from_torch(
     Raises:
         ValueError: if the module has something that ours has not, or the embedding does not fit it.
     """
-    if not isinstance(module.encoder, nn.TransformerEncoder) or not isinstance(
-        module.decoder, nn.TransformerDecoder
+    for stack, kind in (
+        (module.encoder, nn.TransformerEncoder),
+        (module.decoder, nn.TransformerDecoder),
     ):
-        raise ValueError(
-            f"the stacks must be torch's own, got {type(module.encoder)} and {type(module.decoder)}"
-        )
+        if not isinstance(stack, kind):
+            raise ValueError(f"the stacks must be torch's own {kind.__name__}, got {type(stack)}")
     layers: list[_TorchLayer] = [*module.encoder.layers, *module.decoder.layers]
     settings = {_settings(layer) for layer in layers}
     if len(settings) != 1:
         raise ValueError(
-            f"the layers must be alike, got (heads, d_ff, dropout, attention dropout, pre-norm) {settings}"
+            "the layers must be alike, got (heads, d_ff, dropout, attention dropout, pre-norm) "
+            f"{settings}"
         )
     num_heads, d_ff, dropout, attention_dropout, norm_first = settings.pop()
     norms = [module.encoder.norm, module.decoder.norm]
     if (norms[0] is None) != (norms[1] is None):
-        raise ValueError(
-            f"both stacks must end with a norm or neither, got {norms[0]} and {norms[1]}"
-        )
+        raise ValueError(f"both stacks must end with a norm, or neither, got {norms}")
     for norm in filter(None, norms):
         _check_norm(norm)
     if embedding.dim() != 2 or embedding.size(1) != module.d_model:
         raise ValueError(
-            f"embedding {tuple(embedding.shape)} should be (vocab_size, d_model), d_model {module.d_model}"
+            f"embedding {tuple(embedding.shape)} should be (vocab_size, d_model {module.d_model})"
         )
     config = TransformerConfig(
         vocab_size=embedding.size(0),
@@ -426,9 +434,16 @@ def from_torch(
 
 
 def to_torch(model: Transformer) -> nn.Transformer:
-    """Make a torch.nn.Transformer (batch first) that computes what the two stacks of `model` compute.
+    """Make a torch.nn.Transformer that computes what the two stacks of `model` compute.
 
-    The embedding stays behind, as torch's module has none. torch's masks say True where attention is forbidden.
+    The embedding stays behind, as torch's module has none. torch's masks say True where attention
+    is forbidden.
+
+    Args:
+        model: the model whose numbers are copied.
+
+    Returns:
+        torch's module, batch first, in the mode, on the device and of the dtype of `model`.
     """
     c = model.config
     sizes = (c.d_model, c.num_heads, c.d_ff, c.dropout)
@@ -459,24 +474,27 @@ def to_torch(model: Transformer) -> nn.Transformer:
 
 
 def _settings(layer: _TorchLayer) -> tuple[int, int, float, float, bool]:
-    """Read heads, d_ff, dropout, attention dropout and pre-norm of torch's layer; refuse what ours has not."""
+    """Read heads, d_ff, both dropouts and pre-norm of torch's layer; refuse what ours has not."""
     activation = layer.activation
     if activation not in (F.relu, torch.relu) and not isinstance(activation, nn.ReLU):
-        raise ValueError(
-            f"only the activation relu can be carried over, got {getattr(activation, '__name__', activation)}"
-        )
-    if layer.self_attn.in_proj_bias is None or layer.linear1.bias is None:
+        name = getattr(activation, "__name__", activation)
+        raise ValueError(f"only the activation relu can be carried over, got {name}")
+    attentions, norms = [layer.self_attn], [layer.norm1, layer.norm2]
+    if isinstance(layer, nn.TransformerDecoderLayer):
+        attentions.append(layer.multihead_attn)
+        norms.append(layer.norm3)
+    if layer.linear1.bias is None or any(part.in_proj_bias is None for part in attentions):
         raise ValueError("a model without biases cannot be carried over, got bias=False")
-    for norm in (layer.norm1, layer.norm2):
+    for norm in norms:
         _check_norm(norm)
-    attention_dropout, dropout = layer.self_attn.dropout, layer.dropout1.p
-    return (
-        layer.self_attn.num_heads,
-        layer.linear1.out_features,
-        dropout,
-        attention_dropout,
-        layer.norm_first,
-    )
+    heads = {part.num_heads for part in attentions}
+    attention_dropout = {part.dropout for part in attentions}
+    if len(heads) != 1 or len(attention_dropout) != 1:
+        raise ValueError(
+            f"a layer's attentions must be alike, got heads {heads}, dropout {attention_dropout}"
+        )
+    sizes = (heads.pop(), layer.linear1.out_features)
+    return (*sizes, layer.dropout1.p, attention_dropout.pop(), layer.norm_first)
 
 
 def _check_norm(norm: nn.Module) -> None:
