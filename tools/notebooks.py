@@ -155,8 +155,6 @@ def run(path: Path, output: Path, python: Path, parameters: dict[str, int], thre
     """Run a chapter with papermill in an empty folder; returns the seconds it took, raises what it raises."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": str(threads), "PYTHONDONTWRITEBYTECODE": "1"}
-    # Threads that spin while they wait make small tensors many times slower on a busy machine.
-    environment["OMP_WAIT_POLICY"] = "PASSIVE"
     with (
         tempfile.TemporaryDirectory() as folder,
         tempfile.TemporaryDirectory() as no_kernels,
