@@ -43,7 +43,8 @@ class Chapter:
     @classmethod
     def read(cls, path: Path) -> "Chapter":
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        chapter = cls(path, path.stem, notebook["metadata"].get("book", {}).get("seconds"))
+        seconds = notebook["metadata"].get("book", {}).get("seconds")
+        chapter = cls(path, path.stem, seconds=seconds)
         chapter.kilobytes = path.stat().st_size / 1e3
         for cell in notebook["cells"]:
             source = "".join(cell["source"])
