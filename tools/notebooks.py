@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable
@@ -252,16 +253,10 @@ def installed_wheel() -> Path:
         **quiet,
     )
     site = next((PROOF / "venv" / "lib").glob("python3*/site-packages"))
-    borrowed = site_packages(Path(sys.executable))
+    borrowed = sysconfig.get_path("purelib")  # of the Python that runs this
     (site / "borrowed.pth").write_text(f"{borrowed}\n", encoding="utf-8")
     (site / "sitecustomize.py").write_text(NO_NETWORK, encoding="utf-8")
     return python
-
-
-def site_packages(python: Path) -> str:
-    """Where a Python keeps its packages."""
-    command = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 PROBE = """import importlib.util, socket, sys
@@ -283,10 +278,7 @@ def probe(python: Path) -> None:
     path = PROOF / "00-probe.ipynb"
     cells = [nbformat.v4.new_code_cell(PROBE)]
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=cells, metadata=metadata),
-        path,
-    )
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
     run(path, PROOF / "probe-output.ipynb", python, {}, threads=1)
 
 
