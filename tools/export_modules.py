@@ -26,18 +26,21 @@ PACKAGE = "transformer_lib"
 # What each module holds: the first line of its docstring. A name that is not here is a typing error.
 MODULES = {
     "attention": "Masks, scaled dot-product attention and multi-head attention.",
+    "command_line": "`python -m transformer_lib`: train, translate, evaluate.",
     "checks": "Checks of the reader's own solutions that say what is wrong and what is left to suspect.",
     "data": "Sentence pairs, and batches of them by token count.",
     "decoding": "From a trained model to sentences.",
     "embeddings": "Token embeddings and positional encodings.",
+    "evaluation": "Scores of translations, and the cost of training in FLOPs.",
     "layers": "Feed-forward network, layer norm, residual connection, encoder and decoder layer.",
+    "recurrent": "Recurrent cells, and a recurrent translator with and without attention.",
     "tokenizer": "Byte-pair encoding with one vocabulary for both languages.",
     "training": "Loss, learning-rate schedule and the training loop.",
     "transformer": "Encoder, decoder and the whole Transformer.",
     "visualize": "Palette, plot style, diagrams and pictures of attention.",
 }
 # Imported by name where they are needed: `import transformer_lib` must not load matplotlib, nor the exercises' checks.
-NOT_IN_INIT = ("checks", "visualize")
+NOT_IN_INIT = ("checks", "command_line", "visualize")
 
 MARKER = re.compile(r"#\| export(?: (?P<module>[a-z_]+))?(?: replaces (?P<replaces>\w+))?$")
 ALMOST_A_MARKER = re.compile(r"^\s*#\s*\|?\s*exports?\b", re.MULTILINE)
@@ -260,6 +263,18 @@ def write_init(modules: dict[str, Module]) -> str:
     return f'"""{title}\n"""\n\n' + "\n".join(imports) + f"\n\n__all__ = {names}\n"
 
 
+# Lets `python -m transformer_lib` run what a chapter exports as command_line.main.
+MAIN = f"""\"\"\"`python -m {PACKAGE}`: see {PACKAGE}.command_line.\"\"\"
+
+import sys
+
+from {PACKAGE}.command_line import main
+
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+
+
 def tidy(source: str, name: str) -> str:
     """Sort imports and format as `make test` demands it."""
     for arguments in (
@@ -288,6 +303,8 @@ def export(notebooks: Path) -> dict[str, str]:
     sources = {name: write_module(name, modules) for name in modules} | {
         "__init__": write_init(modules)
     }
+    if "command_line" in modules:
+        sources["__main__"] = MAIN
     return {f"{name}.py": tidy(source, name) for name, source in sources.items()}
 
 

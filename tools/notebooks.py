@@ -28,7 +28,7 @@ NOTEBOOKS = ROOT / "notebooks"
 PROOF = ROOT / "build" / "proof"
 
 # Seconds that a chapter may take on 2 cores without a GPU.
-BUDGET = {15: 150}
+BUDGET = {15: 270}
 DEFAULT_BUDGET = 60
 ALONE = {
     15
