@@ -28,6 +28,7 @@ from transformer_lib.embeddings import (
 )
 from transformer_lib.layers import (
     DecoderLayer,
+    Dropout,
     EncoderLayer,
     FeedForward,
     LayerNorm,
@@ -36,12 +37,17 @@ from transformer_lib.layers import (
 from transformer_lib.tokenizer import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS, train_tokenizer
 from transformer_lib.training import (
     Progress,
+    average_weights,
     endless_batches,
     evaluate_loss,
     learning_rate,
+    load_checkpoint,
     make_optimizer,
+    read_tensors,
+    save_checkpoint,
     train,
     translation_loss,
+    write_tensors,
 )
 from transformer_lib.transformer import (
     Decoder,
@@ -61,6 +67,7 @@ __all__ = [
     "Batch",
     "Decoder",
     "DecoderLayer",
+    "Dropout",
     "Encoder",
     "EncoderLayer",
     "Example",
@@ -75,6 +82,7 @@ __all__ = [
     "TokenEmbedding",
     "Transformer",
     "TransformerConfig",
+    "average_weights",
     "causal_mask",
     "count_parameters",
     "encode_pairs",
@@ -83,11 +91,14 @@ __all__ = [
     "from_torch",
     "greedy_decode",
     "learning_rate",
+    "load_checkpoint",
     "load_pairs",
     "make_batch",
     "make_optimizer",
     "padding_mask",
     "read_pairs",
+    "read_tensors",
+    "save_checkpoint",
     "scaled_dot_product_attention",
     "sinusoidal_positions",
     "to_torch",
@@ -95,4 +106,5 @@ __all__ = [
     "train",
     "train_tokenizer",
     "translation_loss",
+    "write_tensors",
 ]

@@ -3,31 +3,43 @@
 Written from chapters 14, 15 of the book: edit the chapter, then `make sync`.
 """
 
+import json
 import math
+import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from transformer_lib.data import Batch, Example, token_batches
 from transformer_lib.transformer import Transformer
 
 __all__ = [
     "Progress",
+    "average_weights",
     "endless_batches",
     "evaluate_loss",
     "learning_rate",
+    "load_checkpoint",
     "make_optimizer",
+    "read_tensors",
+    "save_checkpoint",
     "train",
     "translation_loss",
+    "write_tensors",
 ]
 
 
-def _real_logits(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Give the logits (real tokens, vocab_size) and the ids (real tokens,) of the real targets."""
+def _real_hidden(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Give the vectors (real tokens, d_model) and the ids (real tokens,) of the real targets."""
     given, wanted = batch.target_in, batch.target_out  # (batch, target) each
     if given.shape != wanted.shape:
         shapes = f"target_in {tuple(given.shape)} and target_out {tuple(wanted.shape)}"
@@ -40,26 +52,73 @@ def _real_logits(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
         )
     memory = model.encode(batch.source)  # (batch, source, d_model)
     hidden = model.decode(given, memory, batch.source)  # (batch, target, d_model)
-    logits = model.project(hidden[real])  # (real tokens, vocab_size)
-    return logits, wanted[real]
+    return hidden[real], wanted[real]
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Smoothed cross-entropy of hidden @ matrix.T, of which only 512 rows exist at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, matrix: Tensor, targets: Tensor, label_smoothing: float
+    ) -> Tensor:
+        (count,), vocab_size = targets.shape, matrix.size(0)
+        exact = torch.promote_types(hidden.dtype, torch.float32)  # for losses and probabilities
+        low = hidden.dtype  # for the products
+        if torch.is_autocast_enabled(hidden.device.type):
+            low = torch.get_autocast_dtype(hidden.device.type)
+        hidden_low, matrix_low = hidden.to(low), matrix.to(low)
+        hidden_grad = torch.empty_like(hidden_low)  # (tokens, d_model)
+        matrix_grad = torch.zeros_like(matrix)  # (vocab_size, d_model)
+        loss = torch.zeros((), dtype=exact, device=hidden.device)
+        for start in range(0, count, 512):
+            piece, wanted = hidden_low[start : start + 512], targets[start : start + 512, None]
+            logits = F.linear(piece, matrix_low).to(exact)  # (512, vocab_size)
+            log_sum = logits.logsumexp(dim=-1, keepdim=True)  # (512, 1)
+            right = logits.gather(-1, wanted)  # (512, 1)
+            every = logits.mean(dim=-1, keepdim=True)  # (512, 1)
+            loss += (log_sum - (1 - label_smoothing) * right - label_smoothing * every).sum()
+            grad = logits.sub_(log_sum).exp_()  # (512, vocab_size): equation 14.4, in place
+            grad.sub_(label_smoothing / vocab_size)
+            grad.scatter_add_(-1, wanted, right.new_full(wanted.shape, label_smoothing - 1))
+            grad_low = grad.div_(count).to(low)
+            hidden_grad[start : start + 512] = grad_low @ matrix_low
+            matrix_grad += grad_low.T @ piece
+        ctx.save_for_backward(hidden_grad.to(hidden.dtype), matrix_grad)
+        return loss / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden_grad, matrix_grad = ctx.saved_tensors
+        return hidden_grad * grad, matrix_grad * grad, None, None
 
 
 def translation_loss(model: Transformer, batch: Batch, label_smoothing: float = 0.1) -> Tensor:
     """Cross-entropy of the next token, averaged over the real target tokens (paper, section 5.4).
 
+    Logits are made for real tokens only, never for padding, and for 512 of them at a time.
+
     Args:
-        model: what is trained; its config names the padding id.
+        model: what is trained: a Transformer, or another model with its methods encode and decode,
+            a config with the padding id, and embedding.weight, the matrix that makes logits.
         batch: source (batch, source), target_in and target_out (batch, target).
         label_smoothing: share of the probability that is spread evenly over the vocabulary.
 
     Returns:
-        The loss in nats a token, shape (). Logits are made for real tokens only, never for padding.
+        The loss in nats a token, shape ().
 
     Raises:
-        ValueError: if target_in and target_out differ in shape, or every target token is padding.
+        ValueError: if target_in and target_out differ in shape, every target token is padding, or
+            label_smoothing is no share.
     """
-    logits, targets = _real_logits(model, batch)  # (real tokens, vocab_size), (real tokens,)
-    return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must be between 0 and 1, got {label_smoothing}")
+    hidden, targets = _real_hidden(model, batch)  # (real tokens, d_model), (real tokens,)
+    loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, model.embedding.weight, targets, label_smoothing
+    )  # ()
+    return loss
 
 
 def make_optimizer(model: Transformer) -> torch.optim.Adam:
@@ -119,8 +178,8 @@ def evaluate_loss(model: Transformer, batches: Iterable[Batch]) -> float:
     total, count = 0.0, 0
     try:
         for batch in batches:
-            # (real tokens, vocab_size), (real tokens,)
-            logits, targets = _real_logits(model, batch)
+            hidden, targets = _real_hidden(model, batch)  # (real tokens, d_model), (real tokens,)
+            logits = model.project(hidden)  # (real tokens, vocab_size)
             total += F.cross_entropy(logits, targets, reduction="sum").item()
             count += targets.numel()
     finally:
@@ -128,6 +187,150 @@ def evaluate_loss(model: Transformer, batches: Iterable[Batch]) -> float:
     if count == 0:
         raise ValueError("there is no batch to evaluate on")
     return total / count
+
+
+def average_weights(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Average several states of one model, weight by weight (paper, section 6.1).
+
+    Args:
+        states: what `model.state_dict()` gave at several times; copies, since training changes them.
+
+    Returns:
+        A state for `model.load_state_dict`.
+
+    Raises:
+        ValueError: if there is no state, or two differ in names or shapes.
+    """
+    if not states:
+        raise ValueError("there is nothing to average: no states")
+    shapes = [{name: tuple(x.shape) for name, x in state.items()} for state in states]
+    for other in shapes[1:]:
+        if other != shapes[0]:
+            differing = sorted(set(shapes[0].items()) ^ set(other.items()))
+            raise ValueError(f"the states are of different models, they differ in {differing[:4]}")
+    return {
+        name: torch.stack([state[name].float() for state in states]).mean(dim=0).to(first.dtype)
+        for name, first in states[0].items()
+    }
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Sum up all names and bytes in 32 bits."""
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(name.encode(), crc)
+        crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], **notes: Any) -> None:
+    """Write tensors and notes into one safetensors file: whole, or not at all.
+
+    Args:
+        path: the file; an old one of that name is replaced at the very end.
+        tensors: names and tensors.
+        notes: anything JSON can hold.
+
+    Raises:
+        OSError: if the disk is full or the folder cannot be written to; an old file is untouched.
+    """
+    path = Path(path)
+    plain = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    metadata = {"checksum": _checksum(plain), "notes": json.dumps(notes)}
+    partial = path.with_name(path.name + ".part")
+    try:
+        with partial.open("wb") as file:
+            file.write(safetensors.torch.save(plain, metadata))
+            file.flush()
+            os.fsync(file.fileno())  # on the disk, not only on its way there
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what write_tensors wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The tensors and the notes.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not whole, damaged, or not from write_tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file: {error}") from None
+    if "notes" not in metadata:
+        raise ValueError(f"{path} was not written by write_tensors: it has no notes")
+    if metadata.get("checksum") != (found := _checksum(tensors)):
+        raise ValueError(
+            f"{path} is damaged: its checksum is {found}, it should be {metadata.get('checksum')}"
+        )
+    return tensors, json.loads(metadata["notes"])
+
+
+def save_checkpoint(
+    path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, **notes: Any
+) -> None:
+    """Save all that is needed to go on training: weights, optimizer and random state, and notes.
+
+    Args:
+        path: the file to write.
+        model, optimizer: what is being trained, and by what.
+        notes: the step and whatever else the loop wants back; anything JSON can hold.
+
+    Raises:
+        OSError: see write_tensors.
+    """
+    tensors = {f"model.{name}": x for name, x in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": x for name, x in state.items()}
+    write_tensors(path, tensors | {"random": torch.get_rng_state()}, **notes)
+
+
+def load_checkpoint(
+    path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Bring model, optimizer and torch's random numbers back to where save_checkpoint saw them.
+
+    Args:
+        path: the file.
+        model, optimizer: of the same shapes as those that were saved.
+
+    Returns:
+        The notes.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged or no checkpoint, or belongs to another model.
+    """
+    tensors, notes = read_tensors(path)
+    weights = {n.removeprefix("model."): x for n, x in tensors.items() if n.startswith("model.")}
+    shapes = {name: tuple(x.shape) for name, x in model.state_dict().items()}
+    saved = {name: tuple(x.shape) for name, x in weights.items()}
+    if saved != shapes or "random" not in tensors:
+        differing = sorted(set(saved.items()) ^ set(shapes.items()))
+        raise ValueError(f"{path} belongs to another model; the two differ in {differing[:4]}")
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, x in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            states.setdefault(int(index), {})[key] = x
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
+    torch.set_rng_state(tensors["random"])
+    return notes
 
 
 def endless_batches(examples: Sequence[Example], max_tokens: int, seed: int) -> Iterator[Batch]:
