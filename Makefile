@@ -3,8 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
+# The shipped translator: chapter 15 with these parameters. One thread, so that a busy machine does not matter.
+THREADS ?= 1
+SHIPPED := -p VOCAB_SIZE 6000 -p D_MODEL 256 -p NUM_HEADS 4 -p D_FF 512 -p NUM_ENCODER_LAYERS 3 -p NUM_DECODER_LAYERS 2 \
+  -p DROPOUT 0.15 -p STEPS 11500 -p WARMUP_STEPS 1000 -p COOL_DOWN_STEPS 7000 -p MAX_TOKENS 1024 -p BFLOAT16 True
+
 .DEFAULT_GOAL := help
-.PHONY: help book test lab execute sync stamp data clean lint types unit notebooks prove site
+.PHONY: help book test lab execute sync stamp train tried bench data clean lint types unit notebooks prove site
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +37,27 @@ stamp: $(READY)  ## write the setup cell and the run times into the chapters
 
 execute: sync stamp  ## run all chapters anew and store their outputs (CHAPTERS="05 12" for some)
 	$(BIN)/python tools/notebooks.py execute $(CHAPTERS)
+
+train: $(READY)  ## train the shipped translator anew (an hour or two; interrupted, it goes on)
+	mkdir -p build
+	cd build && OMP_NUM_THREADS=$(THREADS) ../$(BIN)/papermill ../notebooks/15-training-a-translator.ipynb trained.ipynb \
+	  $(SHIPPED) -p SAVE_TO "$(CURDIR)/build/de-en" --execution-timeout 20000
+	mkdir -p transformer_lib/pretrained/de-en
+	cp build/de-en/weights.safetensors build/de-en/tokenizer.json build/de-en/training.json transformer_lib/pretrained/de-en
+
+tried: $(READY)  ## train the variants and the rivals that chapter 15 shows, anew (an hour)
+	$(BIN)/python benchmarks/tried.py
+	$(BIN)/python benchmarks/translators.py
+
+.venv-bench/ready: $(READY) benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	@for site in .venv-bench/lib/python3*/site-packages; do \
+	  (cd .venv/lib/python3*/site-packages && pwd; cd $(CURDIR) && pwd) > $$site/borrowed.pth; done
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	@touch $@
+
+bench: .venv-bench/ready  ## the package against its peers, in one run (12 minutes; leave the machine alone meanwhile)
+	cd benchmarks && ../.venv-bench/bin/python speed.py
 
 data: $(READY)  ## make the translation pairs anew from Debian's packages
 	$(BIN)/python tools/make_data.py --packages build/packages --output transformer_lib/data --page book/data.md

@@ -27,7 +27,15 @@ from transformer_lib.data import (
     read_pairs,
     token_batches,
 )
-from transformer_lib.tokenizer import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS, train_tokenizer
+from transformer_lib.tokenizer import (
+    BOS_ID,
+    EOS_ID,
+    PAD_ID,
+    SPECIAL_TOKENS,
+    load_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+)
 
 VALIDATION = load_pairs("validation")
 TOKENIZER = train_tokenizer([text for pair in VALIDATION for text in pair[:2]], vocab_size=600)
@@ -363,3 +371,26 @@ def test_check_groups_rejects(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         with pytest.raises(AssertionError, match=message):
             check_groups(wrong)
+
+
+# Keeping a tokenizer ------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_comes_back_and_a_foreign_file_does_not(tmp_path: Path) -> None:
+    texts = ["Öffnet das Dokument.", "Opens the document.", "<eos> is a text"]
+    tokenizer = train_tokenizer(texts, 300)
+    path = tmp_path / "tokenizer.json"
+    save_tokenizer(tokenizer, path)
+    loaded = load_tokenizer(path)
+    assert [loaded.encode(text).ids for text in texts] == [tokenizer.encode(t).ids for t in texts]
+    assert min(loaded.encode("<eos>").ids) > 2
+    whole = path.read_text("utf-8")
+    for content in ("", "{}", "not json", whole[: len(whole) // 2]):
+        path.write_text(content, "utf-8")
+        with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer"):
+            load_tokenizer(path)
+    path.write_text(whole.replace('"<eos>"', '"</s>"'), "utf-8")
+    with pytest.raises(ValueError, match="should be 0, 1 and 2"):
+        load_tokenizer(path)
+    with pytest.raises(FileNotFoundError):
+        load_tokenizer(tmp_path / "none.json")

@@ -19,12 +19,27 @@ from transformer_lib.data import (
     read_pairs,
     token_batches,
 )
-from transformer_lib.decoding import greedy_decode
+from transformer_lib.decoding import (
+    Hypothesis,
+    IncrementalDecoder,
+    Translator,
+    beam_search,
+    greedy_decode,
+    sample,
+)
 from transformer_lib.embeddings import (
     LearnedPositionalEncoding,
     SinusoidalPositionalEncoding,
     TokenEmbedding,
     sinusoidal_positions,
+)
+from transformer_lib.evaluation import (
+    BleuScore,
+    bleu,
+    bootstrap_interval,
+    chrf,
+    tokenize_13a,
+    training_flops,
 )
 from transformer_lib.layers import (
     DecoderLayer,
@@ -34,7 +49,15 @@ from transformer_lib.layers import (
     LayerNorm,
     ResidualConnection,
 )
-from transformer_lib.tokenizer import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS, train_tokenizer
+from transformer_lib.tokenizer import (
+    BOS_ID,
+    EOS_ID,
+    PAD_ID,
+    SPECIAL_TOKENS,
+    load_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+)
 from transformer_lib.training import (
     Progress,
     average_weights,
@@ -65,6 +88,7 @@ __all__ = [
     "PAD_ID",
     "SPECIAL_TOKENS",
     "Batch",
+    "BleuScore",
     "Decoder",
     "DecoderLayer",
     "Dropout",
@@ -72,6 +96,8 @@ __all__ = [
     "EncoderLayer",
     "Example",
     "FeedForward",
+    "Hypothesis",
+    "IncrementalDecoder",
     "LayerNorm",
     "LearnedPositionalEncoding",
     "MultiHeadAttention",
@@ -82,8 +108,13 @@ __all__ = [
     "TokenEmbedding",
     "Transformer",
     "TransformerConfig",
+    "Translator",
     "average_weights",
+    "beam_search",
+    "bleu",
+    "bootstrap_interval",
     "causal_mask",
+    "chrf",
     "count_parameters",
     "encode_pairs",
     "endless_batches",
@@ -93,18 +124,23 @@ __all__ = [
     "learning_rate",
     "load_checkpoint",
     "load_pairs",
+    "load_tokenizer",
     "make_batch",
     "make_optimizer",
     "padding_mask",
     "read_pairs",
     "read_tensors",
+    "sample",
     "save_checkpoint",
+    "save_tokenizer",
     "scaled_dot_product_attention",
     "sinusoidal_positions",
     "to_torch",
     "token_batches",
+    "tokenize_13a",
     "train",
     "train_tokenizer",
+    "training_flops",
     "translation_loss",
     "write_tensors",
 ]

@@ -1,6 +1,6 @@
 """Checks of the reader's own solutions that say what is wrong and what is left to suspect.
 
-Written from chapters 0, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 of the book: edit the chapter, then `make sync`.
+Written from chapters 0, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17 of the book: edit the chapter, then `make sync`.
 """
 
 import copy
@@ -24,9 +24,12 @@ from transformer_lib.transformer import Transformer, TransformerConfig
 __all__ = [
     "check_attention",
     "check_attention_cost",
+    "check_attention_share",
+    "check_beam_search",
     "check_causal_mask",
     "check_centered_rows",
     "check_clip",
+    "check_clipped_counts",
     "check_crossing",
     "check_decoder_layer",
     "check_decoder_masks",
@@ -44,6 +47,7 @@ __all__ = [
     "check_layer_norm",
     "check_layer_norm_gradient",
     "check_leak_detector",
+    "check_length_penalty",
     "check_look_back",
     "check_maximum",
     "check_merge",
@@ -51,6 +55,7 @@ __all__ = [
     "check_overlap_by_length",
     "check_padding_detector",
     "check_padding_share",
+    "check_paired_bootstrap",
     "check_parameter_counts",
     "check_parameter_formula",
     "check_predicted_shape",
@@ -62,6 +67,7 @@ __all__ = [
     "check_stream_growth",
     "check_teacher_forcing",
     "check_tolerance",
+    "check_top_p",
     "check_torch_masks",
     "check_torch_padding_mask",
     "check_training_step",
@@ -1918,4 +1924,164 @@ def check_overlap_by_length(
     )
     assert abs(answer[3] - 1.0) < 1e-6, (
         "a reference of 3 words belongs to group 3: the bound is included"
+    )
+
+
+@diagnostic("Exercise 16.1")
+def check_length_penalty(attempt: Callable[[float, int, float], float]) -> None:
+    """Check a length penalty: one token, alpha 0, alpha 1, then any."""
+
+    def near(answer: float, expected: float) -> bool:
+        return abs(float(answer) - expected) < 1e-6
+
+    assert not near(attempt(-3.0, 1, 0.6), -3.0 * (6 / 6) ** 0.6 * 2), "that is twice the score"
+    assert near(attempt(-3.0, 1, 0.6), -3.0), (
+        f"one token has the penalty (5 + 1) / 6 = 1, so the score is -3, yours is {attempt(-3.0, 1, 0.6)}"
+    )
+    assert near(attempt(-3.0, 20, 0.0), -3.0), (
+        "alpha 0 leaves the log-probability as it is: is alpha the exponent?"
+    )
+    assert near(attempt(-6.0, 7, 1.0), -3.0), (
+        f"7 tokens have the penalty 12 / 6 = 2 with alpha 1: -6 becomes -3, yours is {attempt(-6.0, 7, 1.0)} "
+        "(multiplied instead of divided gives -12)"
+    )
+    assert near(attempt(-4.0, 19, 0.5), -2.0), (
+        "19 tokens with alpha 0.5: the penalty is sqrt(4) = 2"
+    )
+
+
+@diagnostic("Exercise 16.2")
+def check_top_p(attempt: Callable[[Tensor, float], Tensor]) -> None:
+    """Check a top-p filter: nothing dropped, only the first, the token that crosses p, places, sum."""
+    probability = torch.tensor([0.1, 0.5, 0.15, 0.25])
+    before = probability.clone()
+    everything = expect_tensor(attempt(probability, 1.0), (4,), "four probabilities")
+    assert torch.equal(probability, before), "the tensor that came in was changed: return a new one"
+    assert torch.allclose(everything, probability), "p = 1 keeps every token"
+    first = attempt(probability, 0.3)
+    assert first.count_nonzero() > 0, (
+        "p = 0.3 kept nothing: the token that crosses p belongs to the kept ones"
+    )
+    assert first[1] > 0, "the likeliest token is number 1: put the answer back to its old place"
+    assert torch.allclose(first, torch.tensor([0.0, 1.0, 0.0, 0.0])), (
+        f"p = 0.3: token 1 alone has more than that, so it gets probability 1; yours: {first.tolist()}"
+    )
+    two = attempt(probability, 0.6)
+    assert two[3] > 0, "p = 0.6: token 1 has 0.5, so token 3 is still needed to get there"
+    assert two[0] == two[2] == 0, "p = 0.6: tokens 1 and 3 have 0.75 together, the others go"
+    assert abs(two.sum().item() - 1) < 1e-5, "what is kept should sum to 1 again"
+    exactly = attempt(torch.tensor([0.5, 0.25, 0.25]), 0.5)
+    assert exactly[0] == 1, "p = 0.5, and the first token has just that: no other is needed"
+
+
+@diagnostic("Exercise 16.3")
+def check_beam_search(
+    attempt: Callable[[Callable[[list[int]], list[float]], int, int, int], list[int]],
+) -> None:
+    """Check a beam search on tables: beam 1, a better second start, the end token, an early short one."""
+    end = 2
+
+    def table(rows: dict[tuple[int, ...], list[float]]) -> Callable[[list[int]], list[float]]:
+        def next_token(tokens: list[int]) -> list[float]:
+            row = rows.get(tuple(tokens), [0.01, 0.01, 0.98])
+            return [math.log(p) for p in row]
+
+        return next_token
+
+    steps = table({(): [0.6, 0.39, 0.01], (0,): [0.3, 0.3, 0.4], (1,): [0.01, 0.01, 0.98]})
+    greedy = attempt(steps, 1, end, 5)
+    assert isinstance(greedy, list), f"return a list of tokens, not {type(greedy).__name__}"
+    assert end not in greedy, "leave the end token out of the answer"
+    assert greedy == [0], f"a beam of 1 is greedy: token 0, then the end; yours gives {greedy}"
+    wide = attempt(steps, 2, end, 5)
+    assert wide != [0], (
+        "with a beam of 2 the start 1 survives, and 0.39 * 0.98 beats 0.6 * 0.4: are log-probabilities "
+        "added up over all tokens, the end included?"
+    )
+    assert wide == [1], f"the likeliest sentence is [1], yours is {wide}"
+    longer = table(
+        {
+            (): [0.5, 0.08, 0.42],
+            (0,): [0.97, 0.02, 0.01],
+            (0, 0): [0.01, 0.97, 0.02],
+            (0, 0, 1): [0.01, 0.01, 0.98],
+        }
+    )
+    found = attempt(longer, 2, end, 6)
+    assert found != [], (
+        "the empty sentence has 0.42, but [0, 0, 1] has more: the search stopped at the first finished one"
+    )
+    assert found == [0, 0, 1], f"the likeliest sentence is [0, 0, 1], yours is {found}"
+    endless = table({(0,) * n: [0.9, 0.05, 0.05] for n in range(9)})
+    assert len(attempt(endless, 2, end, 4)) <= 4, "no sentence may have more tokens than the limit"
+
+
+@diagnostic("Exercise 17.1")
+def check_clipped_counts(
+    attempt: Callable[[list[str], list[str], int], tuple[int, int]],
+) -> None:
+    """Check clipped n-gram counts: totals, matches, clipping, order, too short, direction."""
+    answer = attempt(["a", "b", "c"], ["a", "b", "c"], 1)
+    assert isinstance(answer, tuple) and len(answer) == 2, (
+        f"return (matches, total), not {answer!r}"
+    )
+    assert answer == (3, 3), f"three words, all of them right: (3, 3), yours is {answer}"
+    answer = attempt(["the"] * 4, ["the", "cat", "the"], 1)
+    assert answer != (4, 4), "the reference has 'the' twice, so it can count only twice: clip"
+    assert answer == (2, 4), f"2 of 4 after clipping, yours is {answer}"
+    answer = attempt(["a", "b", "c"], ["b", "a", "c"], 2)
+    assert answer == (0, 2), f"no two neighbors are the same: (0, 2), yours is {answer}"
+    answer = attempt(["a", "b", "a", "b"], ["a", "b", "x"], 2)
+    assert answer == (1, 3), f"'a b' stands twice, in the reference once: (1, 3), yours is {answer}"
+    assert attempt(["a", "b"], ["a", "b", "c", "d"], 3) == (0, 0), "two words have no run of three"
+    answer = attempt(["a"], ["a", "b", "c", "d"], 1)
+    assert answer == (1, 1), f"the total is of the hypothesis, not the reference; yours is {answer}"
+
+
+@diagnostic("Exercise 17.2")
+def check_paired_bootstrap(attempt: Callable[[Tensor, Tensor, int, int], float]) -> None:
+    """Check a paired bootstrap: sure wins, ties, pairing, seed, replacement."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(200, generator=generator) * 10
+    share = attempt(base + 0.1, base, 300, 1)
+    assert isinstance(share, float), f"return a float, not {type(share).__name__}"
+    assert 0.0 <= share <= 1.0, f"a share lies between 0 and 1, yours is {share}"
+    assert share > 0.999, (
+        f"the first is better on every single sentence, so in every resample; yours says {share}: "
+        "were different sentences drawn for the two?"
+    )
+    assert attempt(base - 0.1, base, 300, 1) < 0.001, "the first is worse on every sentence"
+    assert attempt(base, base, 300, 1) == 0.0, "equal is not above"
+    noise = torch.randn(200, generator=generator)
+    share = attempt(base + noise - noise.mean() + 0.07, base, 2000, 2)
+    assert share not in (0.0, 1.0), (
+        "a small, noisy advantage cannot be that sure: are sentences drawn with replacement?"
+    )
+    assert 0.72 < share < 0.94, (
+        f"here about 84 % of the resamples should favor the first, yours {share}"
+    )
+    assert attempt(base + noise, base, 300, 5) == attempt(base + noise, base, 300, 5), (
+        "the same seed should give the same answer"
+    )
+
+
+@diagnostic("Exercise 17.3")
+def check_attention_share(attempt: Callable[[int, int, int], float]) -> None:
+    """Check the share of attention in a layer's operations: one position, both products, growth."""
+    share = float(attempt(1, 64, 256))
+    assert share < 0.02, (
+        f"one position that looks at itself: nearly all is in the matrices, not {share:.0%}"
+    )
+    expected = 4 * 100 * 64 / (4 * 100 * 64 + 8 * 64 * 64 + 4 * 64 * 256)
+    share = float(attempt(100, 64, 256))
+    half = expected / (2 - expected)
+    assert abs(share - half) > 1e-6, (
+        "there are two products: queries with keys, and weights with values"
+    )
+    assert abs(share - expected) < 1e-6, (
+        f"length 100, width 64, inner width 256: {expected:.3f}, yours is {share:.3f}. Left to suspect: "
+        "four projections (of 2 d^2 each), two maps in the feed-forward network (of 2 d d_ff each)"
+    )
+    assert abs(float(attempt(3072, 512, 2048)) - 0.5) < 1e-6, (
+        "for the base model it is half at length 2 d + d_ff = 3,072"
     )

@@ -4,10 +4,19 @@ Written from chapter 13 of the book: edit the chapter, then `make sync`.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-__all__ = ["BOS_ID", "EOS_ID", "PAD_ID", "SPECIAL_TOKENS", "train_tokenizer"]
+__all__ = [
+    "BOS_ID",
+    "EOS_ID",
+    "PAD_ID",
+    "SPECIAL_TOKENS",
+    "load_tokenizer",
+    "save_tokenizer",
+    "train_tokenizer",
+]
 
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
@@ -54,4 +63,43 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.encode_special_tokens = True  # "<eos>" inside a text is a text like any other
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
+    """Write a tokenizer into a JSON file.
+
+    Args:
+        tokenizer: made by train_tokenizer.
+        path: the file.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    Path(path).write_text(tokenizer.to_str(), encoding="utf-8")
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Read what save_tokenizer wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The tokenizer, with encode_special_tokens set.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if the file is damaged, or its special tokens are not ours.
+    """
+    try:
+        tokenizer = Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
+    except OSError:
+        raise
+    except Exception as error:  # the library raises nothing more special
+        raise ValueError(f"{path} is no tokenizer: {error}") from None
+    ids = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
+    if ids != [PAD_ID, BOS_ID, EOS_ID]:
+        raise ValueError(f"{path} has {SPECIAL_TOKENS} as ids {ids}, they should be 0, 1 and 2")
+    tokenizer.encode_special_tokens = True
     return tokenizer

@@ -7,9 +7,12 @@ import json
 import math
 import os
 import random
+import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -357,12 +360,32 @@ class Progress:
     learning_rate: that of the last step.
     train_loss: with label smoothing, averaged over the steps since the last report; nats a token.
     validation_loss: on held-out batches, without smoothing and dropout; nats a token.
+    source_tokens, target_tokens: how many of them, padding aside, training has seen.
+    seconds: the time that training has taken, interruptions aside.
     """
 
     step: int
     learning_rate: float
     train_loss: float
     validation_loss: float
+    source_tokens: int
+    target_tokens: int
+    seconds: float
+
+
+def _backward(
+    model: Transformer, batches: Sequence[Batch], label_smoothing: float, bfloat16: bool
+) -> float:
+    """Leave the gradient of some batches, as if they were one, and return the loss."""
+    tokens = [int((batch.target_out != model.config.pad_id).sum()) for batch in batches]
+    total = 0.0
+    for batch, count in zip(batches, tokens, strict=True):
+        device = batch.source.device.type
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16):
+            loss = translation_loss(model, batch, label_smoothing) * (count / sum(tokens))
+        loss.backward()
+        total += loss.item()
+    return total
 
 
 def train(
@@ -373,60 +396,118 @@ def train(
     warmup_steps: int = 4000,
     cool_down_steps: int = 0,
     label_smoothing: float = 0.1,
+    accumulate: int = 1,
+    max_norm: float | None = None,
+    bfloat16: bool = False,
     validation: Sequence[Batch] = (),
     report_every: int = 100,
     on_report: Callable[[Progress], None] = lambda progress: None,
+    checkpoint: str | Path | None = None,
+    save_every: int = 500,
 ) -> list[Progress]:
-    """Train a model in place, one step a batch (paper, section 5).
+    """Train a model in place (paper, section 5).
 
     Args:
         model: what is trained; it is left in eval mode, ready to translate.
-        batches: at least as many as steps; endless_batches makes them.
-        steps: how many steps to take.
+        batches: at least steps * accumulate of them; endless_batches makes them.
+        steps: how many steps to take in all, those before an interruption counted.
         warmup_steps: where the paper's learning rate peaks.
         cool_down_steps: over this many last steps the rate also falls in a straight line to zero.
         label_smoothing: share of the target spread over the whole vocabulary.
+        accumulate: how many batches make a step; their tokens count as those of one batch.
+        max_norm: a longer gradient is shortened to this length; None leaves it alone.
+        bfloat16: make matrix products in bfloat16, where the device is good at it.
         validation: held-out batches to measure progress on.
         report_every: steps from one report to the next; the last step reports, too.
         on_report: called with each report, to print it, for instance.
+        checkpoint: a file to save to. If it is there already, training goes on from it, with the
+            same batches from the beginning as before: those that it has seen are skipped.
+        save_every: steps from one save to the next; the last step saves, too.
 
     Returns:
         The reports. Without held-out batches their validation_loss is NaN.
 
     Raises:
-        ValueError: if steps, warmup_steps or report_every is below 1, cool_down_steps is not
-            between 0 and steps, or there are fewer batches than steps.
+        ValueError: if a number is out of range, there are fewer batches than needed, or the
+            checkpoint is damaged or of another model, other settings or other batches.
         FloatingPointError: if the loss becomes infinite or NaN.
+        OSError: if a checkpoint cannot be written; the last one is still there.
     """
-    for name, value in (("steps", steps), ("report_every", report_every)):
+    numbers = {"steps": steps, "report_every": report_every, "accumulate": accumulate}
+    for name, value in (numbers | {"save_every": save_every}).items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if not 0 <= cool_down_steps <= steps:
         raise ValueError(f"cool_down_steps must be from 0 to steps {steps}, got {cool_down_steps}")
+    settings = numbers | {
+        "warmup_steps": warmup_steps,
+        "cool_down_steps": cool_down_steps,
+        "label_smoothing": label_smoothing,
+        "max_norm": max_norm,
+        "bfloat16": bfloat16,
+    }
     optimizer = make_optimizer(model)
+    stream = iter(batches)
     reports: list[Progress] = []
     losses: list[float] = []
-    step = 0
+    step, seen, elapsed = 0, [0, 0], 0.0
+    if checkpoint is not None and Path(checkpoint).exists():
+        notes = load_checkpoint(checkpoint, model, optimizer)
+        if notes["settings"] != settings:
+            raise ValueError(f"{checkpoint} has settings {notes['settings']}, not {settings}")
+        step, losses, seen, elapsed = (notes[key] for key in ("step", "losses", "seen", "elapsed"))
+        reports = [Progress(**report) for report in notes["reports"]]
+        random_state = torch.get_rng_state()  # in case making batches draws from it
+        skipped = deque(islice(stream, step * accumulate), maxlen=1)
+        torch.set_rng_state(random_state)
+        if [_fingerprint(batch) for batch in skipped] != [notes["last_batch"]]:
+            raise ValueError(f"{checkpoint} was trained with other batches than these")
+    start = time.perf_counter() - elapsed
     model.train()
-    for step, batch in zip(range(1, steps + 1), batches, strict=False):
+    for step in range(step + 1, steps + 1):  # noqa: B020
+        pieces = list(islice(stream, accumulate))
+        if len(pieces) < accumulate:
+            there = (step - 1) * accumulate + len(pieces)
+            raise ValueError(f"there are only {there} batches for {steps} steps of {accumulate}")
         rate = learning_rate(step, model.config.d_model, warmup_steps)
         if cool_down_steps:
             rate *= min(1.0, (steps + 1 - step) / cool_down_steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = translation_loss(model, batch, label_smoothing)
-        losses.append(loss.item())
+        optimizer.zero_grad()
+        losses.append(_backward(model, pieces, label_smoothing, bfloat16))
         if not math.isfinite(losses[-1]):
             raise FloatingPointError(f"step {step}, at rate {rate:.2g}, has a loss of {losses[-1]}")
-        optimizer.zero_grad()
-        loss.backward()
+        if max_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), max_norm)
         optimizer.step()
+        for piece in pieces:
+            seen[0] += int((piece.source != model.config.pad_id).sum())
+            seen[1] += int((piece.target_out != model.config.pad_id).sum())
         if step % report_every == 0 or step == steps:
             held_out = evaluate_loss(model, validation) if validation else math.nan
-            reports.append(Progress(step, rate, sum(losses) / len(losses), held_out))
+            elapsed = time.perf_counter() - start
+            mean_loss = sum(losses) / len(losses)
+            reports.append(Progress(step, rate, mean_loss, held_out, seen[0], seen[1], elapsed))
             losses.clear()
             on_report(reports[-1])
-    if step < steps:
-        raise ValueError(f"there are only {step} batches for {steps} steps")
+        if checkpoint is not None and (step % save_every == 0 or step == steps):
+            save_checkpoint(
+                checkpoint,
+                model,
+                optimizer,
+                step=step,
+                settings=settings,
+                losses=losses,
+                seen=seen,
+                elapsed=time.perf_counter() - start,
+                reports=[asdict(report) for report in reports],
+                last_batch=_fingerprint(pieces[-1]),
+            )
     model.eval()
     return reports
+
+
+def _fingerprint(batch: Batch) -> int:
+    """Sum up a batch's target in 32 bits."""
+    return zlib.crc32(batch.target_out.cpu().numpy().tobytes())
