@@ -3,7 +3,8 @@
     make bench                                      everything, about 12 minutes on a quiet machine
     python benchmarks/speed.py training --rounds 3  one part
 
-Writes benchmarks/RESULTS.md. Compare ratios, not seconds: two runs differ by a tenth, and a busy machine by more.
+Writes benchmarks/results, a file a part. Compare ratios, not seconds: two runs differ by a tenth, on a busy machine by
+more.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from transformer_lib.tokenizer import train_tokenizer
 from transformer_lib.training import endless_batches, train
 from transformer_lib.transformer import Transformer, TransformerConfig, count_parameters
 
-RESULTS = Path(__file__).resolve().parent / "RESULTS.md"
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def in_turns(
@@ -82,8 +83,7 @@ def step_flops(batch: Batch) -> float:
     from peers import D_FF, D_MODEL, HEADS, LAYERS, VOCAB
 
     config = TransformerConfig(VOCAB, D_MODEL, HEADS, D_FF, LAYERS, LAYERS)
-    source, target = batch.source, batch.target_in
-    return training_flops(config, source.numel(), target.numel(), source.size(1), target.size(1))
+    return training_flops(config, len(batch.source), batch.source.size(1), batch.target_in.size(1))
 
 
 def training(rounds: int) -> str:
@@ -127,9 +127,7 @@ def training(rounds: int) -> str:
     head += (
         "(matrix products, padding counted, logits at all positions; ours makes none for padding)."
     )
-    return f"## A training step\n\n{head}\n\n" + table(
-        times, "torch.nn.Transformer, float32", extra
-    )
+    return f"# A training step\n\n{head}\n\n" + table(times, "torch.nn.Transformer, float32", extra)
 
 
 def same_loss(rounds: int) -> str:
@@ -153,7 +151,7 @@ def same_loss(rounds: int) -> str:
         )
         name = "bfloat16" if bfloat16 else "float32"
         lines.append(f"| {name} | {seed} | {history[-1].train_loss:.3f} |")
-    return "## The loss after 300 steps, float32 and bfloat16\n\n" + "\n".join(lines)
+    return "# The loss after 300 steps, float32 and bfloat16\n\n" + "\n".join(lines)
 
 
 def decoding(rounds: int) -> str:
@@ -199,7 +197,7 @@ def growth(rounds: int) -> str:
         )
         cache, none = (1e3 * statistics.median(times[name]) / count for name in ("cache", "none"))
         lines.append(f"| {count} | {cache:.2f} | {none:.2f} |")
-    return "## Time a token, batch 1\n\n" + "\n".join(lines)
+    return "# Time a token, batch 1\n\n" + "\n".join(lines)
 
 
 def attend(kind: str, length: int) -> tuple[float, float]:
@@ -245,7 +243,7 @@ def attention(rounds: int) -> str:
         lines.append(f"| {length:,} | " + " | ".join(cells) + " |")
     head = "Causal, batch 1, 4 heads of width 64, forward and backward, 2 threads. "
     head += "Memory is the growth of the process's peak."
-    return f"## Self-attention by length\n\n{head}\n\n" + "\n".join(lines)
+    return f"# Self-attention by length\n\n{head}\n\n" + "\n".join(lines)
 
 
 PARTS = {
@@ -272,15 +270,14 @@ def main() -> None:
         return
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"there is no part {', '.join(sorted(unknown))}")
-    texts = []
+    RESULTS.mkdir(exist_ok=True)
+    peers = ("torch", "transformers", "x-transformers", "ctranslate2")
+    versions = ", ".join(f"{name} {version(name)}" for name in peers)
     for name in options.parts or PARTS:
-        texts.append(PARTS[name](options.rounds))
-        print(texts[-1] + "\n", flush=True)
-    if not options.parts:
-        names = ("torch", "transformers", "x-transformers", "ctranslate2")
-        versions = ", ".join(f"{name} {version(name)}" for name in names)
-        head = f"# Results of `make bench`\n\n{versions}; {options.threads} threads; {options.rounds} rounds, in turns."
-        RESULTS.write_text("\n\n".join([head, *texts]) + "\n", "utf-8")
+        text = PARTS[name](options.rounds)
+        text += f"\n\n{versions}; {options.threads} threads; {options.rounds} rounds, in turns.\n"
+        print(text, flush=True)
+        (RESULTS / f"{name}.md").write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

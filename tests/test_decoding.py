@@ -186,6 +186,7 @@ def test_sampling_obeys_its_generator_and_its_knobs() -> None:
         (lambda m: sample(m, SOURCE, 3, top_k=0), "top_k .* got 0"),
         (lambda m: sample(m, SOURCE, 3, top_p=1.5), "top_p .* got 1.5"),
         (lambda m: IncrementalDecoder(m, SOURCE, 0), "got 0 and 1"),
+        (lambda m: greedy_decode(m, torch.zeros(2, 3, dtype=torch.long), 3), "nothing but padding"),
         (lambda m: IncrementalDecoder(nn.Linear(1, 1), SOURCE, 3), "got Linear"),
     ],
 )

@@ -1,183 +1,328 @@
-"""Chapter 17: BLEU and chrF against sacrebleu, the bootstrap, FLOPs, and the checks of its exercises."""
+"""BLEU and chrF against sacrebleu, the bootstrap, and FLOPs against torch's counter."""
 
 import math
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 import sacrebleu
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from transformer_lib.checks import (
-    check_attention_share,
-    check_clipped_counts,
+    check_brevity_penalty,
+    check_clipped_matches,
+    check_layer_flops,
     check_paired_bootstrap,
 )
-from transformer_lib.data import load_pairs
-from transformer_lib.evaluation import bleu, bootstrap_interval, chrf, tokenize_13a, training_flops
+from transformer_lib.data import make_batch
+from transformer_lib.evaluation import (
+    bleu,
+    bootstrap_interval,
+    chrf,
+    tokenize_13a,
+    training_flops,
+)
+from transformer_lib.training import translation_loss
 from transformer_lib.transformer import Transformer, TransformerConfig
 
-WORDS = st.sampled_from(["the", "cat", "sat", "on", "a", ".", ",", "3.5", "10-20", "(x)", "it's", "&amp;", "Ü"])
-SENTENCE = st.lists(WORDS, max_size=9).map(" ".join)
-
-
-@settings(max_examples=200, deadline=None)
-@given(text=st.text(max_size=40) | st.text("aZ3.,-'\"&;quotmpl()[]{}<>/@$%~` \n", max_size=40))
-def test_words_are_sacrebleus(text: str) -> None:
-    assert tokenize_13a(text) == Tokenizer13a()(text).split()
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    pairs=st.lists(st.tuples(SENTENCE, SENTENCE), min_size=1, max_size=5),
+# Few words, so that n-grams meet; marks that the tokenizer treats apart; entities; odd spaces.
+WORDS = [
+    *("a", "a", "b", "b", "c", "d", "the", "cat", "1,000", "3.5", "well-known", "don't", "(yes)"),
+    *("&quot;hi&quot;", "&amp;lt;", "x-\n", ".", ",", "..", "1.,2", "7-8", "-", "<skipped>", "&"),
+    *("\u00a0", "\u00fcber", "\u4f60\u597d", "%", "\n"),
+]
+sentences = st.one_of(
+    st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join),
+    st.text(alphabet=" .,-1a&;:'\"/\n\t\u00e4()lt", max_size=30),
 )
-def test_scores_are_sacrebleus(pairs: list[tuple[str, str]]) -> None:
-    hypotheses, references = [p[0] for p in pairs], [p[1] for p in pairs]
-    theirs = sacrebleu.corpus_bleu(hypotheses, [references])
+
+
+def in_sacrebleus_order(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
+    """One list a sentence -> one list a reference, None where there is no further one."""
+    most = max(len(texts) for texts in references)
+    return [[texts[i] if i < len(texts) else None for texts in references] for i in range(most)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(sentences, st.text(max_size=40)))
+@example("a..b ...c 1,2 ,3. 4- -5 6-7")
+@example("x-\n")
+def test_tokens_are_sacrebleus(text: str) -> None:
+    assert tokenize_13a(text) == Tokenizer13a()(text.rstrip()).split()
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.tuples(sentences, st.lists(sentences, min_size=1, max_size=3)), min_size=1, max_size=5
+    )
+)
+@example([("", ["a b c d"])])
+@example([("a b c d", [""])])
+@example([("a b c", ["a b c"])])
+@example([("a b c d", ["a c b d", "a b c", "d c b a a"])])
+@example([("the the the the", ["the cat", "the the cat"])])
+def test_bleu_and_chrf_are_sacrebleus(pairs: list[tuple[str, list[str]]]) -> None:
+    hypotheses, references = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    theirs_order = in_sacrebleus_order(references)
+    metric = BLEU()
+    theirs = metric.corpus_score(hypotheses, theirs_order)
     ours = bleu(hypotheses, references)
     assert ours.score == pytest.approx(theirs.score, abs=1e-6)
     assert ours.precisions == pytest.approx(theirs.precisions, abs=1e-6)
     assert ours.brevity_penalty == pytest.approx(theirs.bp, abs=1e-9)
     assert (ours.hypothesis_length, ours.reference_length) == (theirs.sys_len, theirs.ref_len)
-    assert chrf(hypotheses, references) == pytest.approx(
-        sacrebleu.corpus_chrf(hypotheses, [references]).score, abs=1e-6
-    )
+    signature = str(metric.get_signature())
+    assert ours.signature.split("|version:")[0] == signature.split("|version:")[0]
+    their_chrf = CHRF().corpus_score(hypotheses, theirs_order)
+    assert chrf(hypotheses, references) == pytest.approx(their_chrf.score, abs=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    rows=st.lists(st.tuples(SENTENCE, SENTENCE, SENTENCE), min_size=1, max_size=4),
-)
-def test_several_references_are_sacrebleus(rows: list[tuple[str, str, str]]) -> None:
-    hypotheses = [row[0] for row in rows]
-    streams = [[row[1] for row in rows], [row[2] for row in rows]]
-    lists = [list(row[1:]) for row in rows]
-    assert bleu(hypotheses, lists).score == pytest.approx(
-        sacrebleu.corpus_bleu(hypotheses, streams).score, abs=1e-6
-    )
-    assert chrf(hypotheses, lists) == pytest.approx(
-        sacrebleu.corpus_chrf(hypotheses, streams).score, abs=1e-6
-    )
+def test_one_reference_may_come_without_a_list() -> None:
+    hypotheses, references = ["a b c d e", "x y"], ["a b c d f", "y x"]
+    assert bleu(hypotheses, references) == bleu(hypotheses, [[text] for text in references])
+    assert chrf(hypotheses, references) == chrf(hypotheses, [[text] for text in references])
 
 
-def test_the_shipped_test_set_scores_as_sacrebleu_has_it() -> None:
-    pairs = load_pairs("test")
-    references = [pair.target for pair in pairs]
-    # Something near each reference: its words with the third left out.
-    hypotheses = [" ".join(t.split()[:2] + t.split()[3:]) for t in references]
-    assert bleu(hypotheses, references).score == pytest.approx(
-        sacrebleu.corpus_bleu(hypotheses, [references]).score, abs=1e-6
-    )
-    assert chrf(hypotheses, references) == pytest.approx(
-        sacrebleu.corpus_chrf(hypotheses, [references]).score, abs=1e-6
-    )
-    assert bleu(hypotheses, references, tokenize="none").score == pytest.approx(
-        sacrebleu.corpus_bleu(hypotheses, [references], tokenize="none").score, abs=1e-6
-    )
+def test_another_tokenizer_is_used_and_named() -> None:
+    hypotheses, references = ["Yes, it is (a test)."], ["Yes, this is (a test)."]
+    score = bleu(hypotheses, references, tokenize=str.split)
+    theirs = sacrebleu.corpus_bleu(hypotheses, [references], tokenize="none")
+    assert score.score == pytest.approx(theirs.score, abs=1e-6)
+    assert "|tok:split|" in score.signature
 
 
-def test_the_signature_says_how() -> None:
-    assert bleu(["a"], ["a"]).signature == (
-        "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|by:transformer_lib"
-    )
-    assert bleu(["a"], [["a", "b"]]).signature.startswith("nrefs:2|")
-    assert bleu(["a", "b"], [["a", "b"], "b"]).signature.startswith("nrefs:var|")
-    assert "tok:none" in bleu(["a"], ["a"], tokenize="none").signature
+def test_the_order_of_the_sentences_does_not_matter_and_the_best_is_100() -> None:
+    references = ["one two three four five .", "six seven eight nine ten !", "a b c d"]
+    hypotheses = ["one two three four six .", "six eight nine ten !", "a b d c"]
+    assert bleu(references, references).score == pytest.approx(100)
+    assert chrf(references, references) == pytest.approx(100)
+    assert bleu(hypotheses[::-1], references[::-1]) == bleu(hypotheses, references)
 
 
-@pytest.mark.parametrize("score", [bleu, chrf])
-def test_bad_input_is_refused(score: object) -> None:
-    for arguments, message in (
-        ((["a", "b"], ["a"]), "2 hypotheses and 1 references"),
-        (([], []), "0 hypotheses"),
-        (("a", ["a"]), "single text"),
-        ((["a"], "a"), "single text"),
-        ((["a"], [[]]), "hypothesis 0 has no reference"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            score(*arguments)  # type: ignore[operator]
-    with pytest.raises(ValueError, match="13a, none, got 'x'"):
-        bleu(["a"], ["a"], tokenize="x")
+@pytest.mark.parametrize("score", [bleu, chrf, bootstrap_interval])
+def test_bad_input_is_refused(score) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match="2 hypotheses, but references for 1"):
+        score(["a", "b"], ["a"])
+    with pytest.raises(ValueError, match="0 hypotheses"):
+        score([], [])
+    with pytest.raises(ValueError, match="sentence 1 has no reference"):
+        score(["a", "b"], [["a"], []])
+    with pytest.raises(ValueError, match="one string"):
+        score("a", ["a"])
+    with pytest.raises(ValueError, match="one string"):
+        score(["a"], "a")
 
 
-def test_bootstrap_interval() -> None:
-    references = [pair.target for pair in load_pairs("test")[:200]]
-    hypotheses = [t if i % 2 else " ".join(t.split()[::-1]) for i, t in enumerate(references)]
-    score = bleu(hypotheses, references).score
-    low, high = bootstrap_interval(hypotheses, references, 300, seed=1)
-    assert low < score < high
-    assert (low, high) == bootstrap_interval(hypotheses, references, 300, seed=1)
-    narrow = bootstrap_interval(hypotheses, references, 300, confidence=0.5, seed=1)
-    assert low < narrow[0] < narrow[1] < high
-    assert bootstrap_interval(references, references, 20) == pytest.approx((100, 100))
-    with pytest.raises(ValueError, match="got 0 and 0.95"):
-        bootstrap_interval(hypotheses, references, 0)
-    with pytest.raises(ValueError, match="got 10 and 1.0"):
-        bootstrap_interval(hypotheses, references, 10, confidence=1.0)
+def noisy_pairs(number: int, seed: int = 0) -> tuple[list[str], list[str]]:
+    """References of random words, and hypotheses in which some words are others."""
+    generator = random.Random(seed)
+    words = [f"word{i}" for i in range(50)]
+    references = [generator.choices(words, k=generator.randint(4, 15)) for _ in range(number)]
+    hypotheses = [
+        [word if generator.random() < 0.7 else generator.choice(words) for word in reference]
+        for reference in references
+    ]
+    return [" ".join(text) for text in hypotheses], [" ".join(text) for text in references]
 
 
-@settings(max_examples=10, deadline=None)
-@given(
-    batch=st.integers(1, 4),
-    source_length=st.integers(1, 9),
-    target_length=st.integers(1, 9),
-    layers=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-)
-def test_flops_are_what_torch_counts(
-    batch: int, source_length: int, target_length: int, layers: tuple[int, int]
-) -> None:
-    config = TransformerConfig(20, 16, 2, 24, *layers)
+def test_the_interval_is_sacrebleus_but_for_the_draws() -> None:
+    hypotheses, references = noisy_pairs(300)
+    lower, upper = bootstrap_interval(hypotheses, references, seed=1)
+    theirs = BLEU().corpus_score(hypotheses, [references], n_bootstrap=1000)
+    assert lower < theirs.score < upper
+    assert (upper - lower) / 2 == pytest.approx(theirs._ci, rel=0.15)
+    assert bootstrap_interval(hypotheses, references, seed=1) == (lower, upper)
+    assert bootstrap_interval(hypotheses, references, seed=2) != (lower, upper)
+    narrow = bootstrap_interval(hypotheses, references, level=0.5, seed=1)
+    assert lower < narrow[0] < narrow[1] < upper
+
+
+def test_a_single_sentence_has_an_interval_of_no_width() -> None:
+    lower, upper = bootstrap_interval(["a b c d e"], ["a b c d f"], resamples=5)
+    score = bleu(["a b c d e"], ["a b c d f"]).score
+    assert lower == upper == pytest.approx(score, rel=1e-5)
+
+
+@pytest.mark.parametrize(("level", "resamples"), [(0.0, 10), (1.0, 10), (0.9, 0)])
+def test_a_bad_level_or_number_of_resamples_is_refused(level: float, resamples: int) -> None:
+    with pytest.raises(ValueError, match=f"{level}, {resamples}"):
+        bootstrap_interval(["a"], ["a"], level=level, resamples=resamples)
+
+
+def test_a_thousand_sentences_take_no_time() -> None:
+    hypotheses, references = noisy_pairs(1000)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        bleu(hypotheses, references)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1.0, f"{seconds} s"
+
+
+@pytest.mark.parametrize("lengths", [[(5, 5), (5, 5)], [(3, 7), (9, 2), (1, 4)]])
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_flops_are_what_torch_counts(lengths: list[tuple[int, int]], norm_first: bool) -> None:
+    torch.manual_seed(0)
+    config = TransformerConfig(
+        50, d_model=16, num_heads=4, d_ff=24, num_encoder_layers=2, num_decoder_layers=3,
+        norm_first=norm_first,
+    )  # fmt: skip
+    batch = make_batch([([5] * (m - 1) + [2], [6] * (n - 1)) for m, n in lengths])
     model = Transformer(config)
-    for module in model.modules():
-        if hasattr(module, "attend"):
-            plain = type(module).attend
-            module.attend = lambda *x, m=module, plain=plain: plain(m, *x[:5], need_weights=True)
-    source = torch.randint(3, 20, (batch, source_length))
-    target = torch.randint(3, 20, (batch, target_length))
-    with FlopCounterMode(display=False) as counter:
-        model(source, target).sum().backward()
-    sizes = (source.numel(), target.numel(), source_length, target_length)
-    assert training_flops(config, *sizes) == counter.get_total_flops()
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        translation_loss(model, batch).backward()
+    expected = training_flops(
+        config,
+        sentences=len(lengths),
+        source_length=max(m for m, _ in lengths),
+        target_length=max(n for _, n in lengths),
+        target_tokens=sum(n for _, n in lengths),
+    )
+    assert counter.get_total_flops() == expected
 
 
-def test_flops_of_the_base_model_are_six_a_parameter() -> None:
+def test_flops_of_the_base_model_are_near_six_a_parameter_and_token() -> None:
     config = TransformerConfig.base()
-    flops = training_flops(config, 25_000, 25_000, 25, 25)
-    parameters = 63_082_496
-    assert 0.8 < flops / (6 * parameters * 25_000) < 1.3
-    with pytest.raises(ValueError, match=r"got \(0, 1, 1, 1\)"):
-        training_flops(config, 0, 1, 1, 1)
+    flops = training_flops(config, 1000, 25, 25)
+    matrices = 6 * (4 * 512**2 + 2 * 512 * 2048) + 6 * (8 * 512**2 + 2 * 512 * 2048) + 37_000 * 512
+    assert flops / (6 * 25_000 * matrices) == pytest.approx(1.0, abs=0.03)
+    assert math.isclose(training_flops(config, 2000, 25, 25), 2 * flops)
 
 
-# The checks of the exercises ----------------------------------------------------------------------
+@pytest.mark.parametrize("sizes", [(0, 1, 1), (1, 0, 1), (1, 1, 0), (2, 3, 4, 9), (2, 3, 4, 0)])
+def test_impossible_sizes_are_refused(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        training_flops(TransformerConfig.small(100), *sizes)
 
 
-def test_checks_reject_the_common_mistakes() -> None:
-    def unclipped(hypothesis: list[str], reference: list[str], n: int) -> tuple[int, int]:
-        runs = [tuple(hypothesis[i : i + n]) for i in range(len(hypothesis) - n + 1)]
-        known = {tuple(reference[i : i + n]) for i in range(len(reference) - n + 1)}
-        return sum(run in known for run in runs), len(runs)
+# The checks of the exercises: each mistake is named
 
-    with pytest.raises(AssertionError, match="clip"):
-        check_clipped_counts(unclipped)
 
-    def unpaired(first: torch.Tensor, second: torch.Tensor, resamples: int, seed: int) -> float:
+def clipped(hypothesis: list[str], references: list[list[str]], n: int) -> tuple[int, int]:
+    runs = [tuple(hypothesis[i : i + n]) for i in range(len(hypothesis) - n + 1)]
+    left: Counter[tuple[str, ...]] = Counter()
+    for words in references:
+        left |= Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+    return (Counter(runs) & left).total(), len(runs)
+
+
+def in_the_sum_of_references(
+    hypothesis: list[str], references: list[list[str]], n: int
+) -> tuple[int, int]:
+    return clipped(hypothesis, [[word for words in references for word in words]], n)
+
+
+def unclipped(hypothesis: list[str], references: list[list[str]], n: int) -> tuple[int, int]:
+    return sum(word in references[0] for word in hypothesis), len(hypothesis)
+
+
+def as_a_set(hypothesis: list[str], references: list[list[str]], n: int) -> tuple[int, int]:
+    return len(set(hypothesis) & set(references[0])), len(hypothesis)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        (unclipped, "clip"),
+        (as_a_set, "a set forgets"),
+        (in_the_sum_of_references, "the most, not three"),
+        (lambda h, r, n: clipped(h, r, 1), "runs of 2"),
+        (lambda h, r, n: (clipped(h, r, n)[0], len(h) - n + 1 or 1), "no run of 2"),
+    ],
+)
+def test_mistakes_in_clipping_are_named(attempt, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(AssertionError, match=message):
+        check_clipped_matches(attempt)
+
+
+def penalty(lengths: list[int], references: list[list[int]], ties: int = 1) -> float:
+    wanted = sum(
+        min(choices, key=lambda choice: (abs(choice - length), ties * choice))
+        for length, choices in zip(lengths, references, strict=True)
+    )
+    return min(1.0, math.exp(1 - wanted / sum(lengths))) if sum(lengths) else 0.0
+
+
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        (lambda h, r: math.exp(1 - r[0][0] / max(h[0], 1)), "no bonus"),
+        (lambda h, r: math.exp(1 - h[0] / r[0][0]), "upside down"),
+        (lambda h, r: min(1.0, math.exp(1 - h[0] / r[0][0])), "upside down"),
+        (lambda h, r: min(1, h[0] / r[0][0]), "the ratio itself"),
+        (
+            lambda h, r: sum(penalty([a], [b]) for a, b in zip(h, r, strict=True)) / len(h),
+            "add up first",
+        ),
+        (lambda h, r: penalty(h, [[min(choices)] for choices in r]), "the closest is 12"),
+        (lambda h, r: penalty(h, [[max(choices)] for choices in r]), "the closest is 7"),
+        (lambda h, r: penalty(h, r, ties=-1), "the shorter"),
+        (lambda h, r: penalty(h, r) if sum(h) else 1.0, "no words at all"),
+    ],
+)
+def test_mistakes_in_the_penalty_are_named(attempt, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(AssertionError, match=message):
+        check_brevity_penalty(attempt)
+
+
+@pytest.mark.parametrize(
+    ("paired", "replacement", "rows", "divide", "message"),
+    [
+        (False, True, None, True, "SAME drawn sentences"),
+        (True, False, None, True, "WITH replacement"),
+        (True, True, 10, True, "takes 50 rows"),
+        (True, True, None, False, "not their number"),
+    ],
+)
+def test_mistakes_in_pairing_are_named(  # type: ignore[no-untyped-def]
+    paired: bool, replacement: bool, rows: int | None, divide: bool, message: str
+) -> None:
+    def attempt(first, second, score, resamples, seed):  # type: ignore[no-untyped-def]
         generator = torch.Generator().manual_seed(seed)
-        draws = [
-            x[torch.randint(len(x), (resamples, len(x)), generator=generator)].mean(dim=1)
-            for x in (first, second)
-        ]
-        return (draws[0] > draws[1]).float().mean().item()
 
-    with pytest.raises(AssertionError, match="different sentences"):
-        check_paired_bootstrap(unpaired)
+        def draw(size: int) -> torch.Tensor:
+            if not replacement:
+                return torch.randperm(size, generator=generator)
+            return torch.randint(size, (rows or size,), generator=generator)
 
-    def one_product(length: int, d_model: int, d_ff: int) -> float:
-        attention = 2 * length * d_model
-        return attention / (attention + 8 * d_model**2 + 4 * d_model * d_ff)
+        wins = 0
+        for _ in range(resamples):
+            chosen = draw(len(first))
+            other = chosen if paired else draw(len(first))
+            wins += score(first[chosen].sum(dim=0)) > score(second[other].sum(dim=0))
+        return wins / resamples if divide else wins
 
-    with pytest.raises(AssertionError, match="two products"):
-        check_attention_share(one_product)
-    assert math.isfinite(one_product(1, 2, 3))
+    with pytest.raises(AssertionError, match=message):
+        check_paired_bootstrap(attempt)
+
+
+@pytest.mark.parametrize(
+    ("factor", "matrices", "networks", "products", "message"),
+    [
+        (1, 4, 2, 2, "multiply-adds"),
+        (6, 4, 2, 2, "forward only"),
+        (2, 4, 2, 0, "attention itself"),
+        (2, 4, 2, 1, "TWO products"),
+        (2, 3, 2, 2, "FOUR matrices"),
+        (2, 4, 1, 2, "TWO matrices"),
+        (2, 5, 2, 2, "torch counts"),
+    ],
+)
+def test_mistakes_in_flops_are_named(
+    factor: int, matrices: int, networks: int, products: int, message: str
+) -> None:
+    def attempt(length: int, d: int, d_ff: int) -> int:
+        return factor * length * (matrices * d * d + networks * d * d_ff + products * length * d)
+
+    with pytest.raises(AssertionError, match=message):
+        check_layer_flops(attempt)

@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from transformer_lib.attention import padding_mask
 from transformer_lib.data import Example, make_batch
-from transformer_lib.layers import DecoderLayer
+from transformer_lib.layers import DecoderLayer, ResidualConnection
 from transformer_lib.tokenizer import EOS_ID, load_tokenizer, save_tokenizer
 from transformer_lib.training import read_tensors, write_tensors
 from transformer_lib.transformer import Transformer, TransformerConfig
@@ -203,7 +202,12 @@ class _CachedLayer:
     """A decoder layer that reads one new position a row, and remembers keys and values."""
 
     def __init__(
-        self, layer: DecoderLayer, memory: Tensor, allowed: Tensor, beam_size: int, positions: int
+        self,
+        layer: DecoderLayer,
+        memory: Tensor,
+        allowed: Tensor | None,
+        beam_size: int,
+        positions: int,
     ) -> None:
         self.layer, self.allowed, self.beam_size = layer, allowed, beam_size
         own, cross, feed_forward = layer.self_attention, layer.cross_attention, layer.feed_forward
@@ -247,10 +251,21 @@ class _CachedLayer:
 
     def step(self, x: Tensor, position: int) -> Tensor:
         """(rows, d_model) -> (rows, d_model)."""
-        x = self.layer.residual_1(x, lambda x: self.attend_to_self(x, position))
-        x = self.layer.residual_2(x, self.attend_to_memory)
-        x = self.layer.residual_3(x, lambda x: self.outer(F.relu(self.inner(x))))
+        layer = self.layer
+        x = _residual(layer.residual_1, x, lambda x: self.attend_to_self(x, position))
+        x = _residual(layer.residual_2, x, self.attend_to_memory)
+        x = _residual(layer.residual_3, x, lambda x: self.outer(F.relu(self.inner(x))))
         return x
+
+
+def _residual(
+    connection: ResidualConnection, x: Tensor, sublayer: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """What the connection computes in eval mode, without calling a module at every step."""
+    norm = connection.norm
+    if connection.norm_first:
+        return x + sublayer(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
+    return F.layer_norm(x + sublayer(x), norm.weight.shape, norm.weight, norm.bias, norm.eps)
 
 
 class IncrementalDecoder:
@@ -283,7 +298,10 @@ class IncrementalDecoder:
                 f"at least 1, got {positions} and {beam_size}"
             )
         memory = model.encode(source)  # (batch, source, d_model)
-        allowed = padding_mask(source, model.config.pad_id)  # (batch, 1, 1, source)
+        real = source != model.config.pad_id  # (batch, source)
+        if not real.any(dim=1).all():
+            raise ValueError("a source row holds nothing but padding")
+        allowed = None if real.all() else real[:, None, None, :]  # (batch, 1, 1, source)
         self.model, self.position = model, 0
         layers: Iterable[Any] = model.decoder.layers
         self.layers = [

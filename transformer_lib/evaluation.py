@@ -10,49 +10,71 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from transformer_lib.transformer import TransformerConfig
 
 __all__ = ["BleuScore", "bleu", "bootstrap_interval", "chrf", "tokenize_13a", "training_flops"]
 
 
-_SPLITS = (  # the rules of mteval-v13a, in their order
-    (re.compile(r"([!-&(-+:-@/\[-`{-~])"), r" \1 "),  # symbols, not ' , - .
-    (re.compile(r"([^0-9])([.,])"), r"\1 \2 "),  # a dot or comma after what is no digit
-    (re.compile(r"([.,])([^0-9])"), r" \1 \2"),  # and before what is no digit
-    (re.compile(r"([0-9])(-)"), r"\1 \2 "),  # a hyphen after a digit
-)
-_ENTITIES = (("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">"))
+_SYMBOL = re.compile(r"([!-&(-+/:-@\[-`{-~])")  # ASCII punctuation, but for ' , - .
+_AFTER_NO_DIGIT = re.compile(r"([^0-9])([.,])")
+_BEFORE_NO_DIGIT = re.compile(r"([.,])([^0-9])")
+_DASH_AFTER_DIGIT = re.compile(r"([0-9])(-)")
+_ENTITIES = {"&quot;": '"', "&amp;": "&", "&lt;": "<", "&gt;": ">"}  # in this order
 
 
 def tokenize_13a(text: str) -> list[str]:
-    """Split a text into words as the script mteval-v13a does, and sacrebleu by default.
+    """Cut text into words and punctuation marks by the rules of mteval-v13a, WMT's script.
 
     Args:
-        text: a sentence, as people write it.
+        text: one sentence, as people write it.
 
     Returns:
-        Its words and punctuation marks.
+        Its tokens: "1,000" and "don't" stay whole, "well-known" too; "(yes)." becomes four.
     """
-    text = text.replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
-    for entity, character in _ENTITIES:
+    text = text.rstrip().replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
+    for entity, character in _ENTITIES.items():
         text = text.replace(entity, character)
-    text = f" {text} "
-    for pattern, replacement in _SPLITS:
-        text = pattern.sub(replacement, text)
-    return text.split()
+    text = _SYMBOL.sub(r" \1 ", f" {text} ")
+    text = _AFTER_NO_DIGIT.sub(r"\1 \2 ", text)
+    text = _BEFORE_NO_DIGIT.sub(r" \1 \2", text)
+    return _DASH_AFTER_DIGIT.sub(r"\1 \2 ", text).split()
+
+
+def _count_ngrams(tokens: Sequence[str], longest: int) -> Counter[Sequence[str]]:
+    """How often each run of 1 to `longest` tokens occurs."""
+    return Counter(
+        tokens[start : start + n]
+        for n in range(1, longest + 1)
+        for start in range(len(tokens) - n + 1)
+    )
+
+
+def _bleu_counts(
+    hypothesis: str, references: list[str], tokenize: Callable[[str], list[str]]
+) -> list[int]:
+    """Count one sentence: its length, its reference's, 4 numbers of matches, 4 of n-grams."""
+    words = tuple(tokenize(hypothesis))
+    others = [tuple(tokenize(reference)) for reference in references]
+    allowed: Counter[Sequence[str]] = Counter()
+    for other in others:
+        allowed |= _count_ngrams(other, 4)  # the larger count of the two
+    matches = [0] * 4
+    for ngram, count in (_count_ngrams(words, 4) & allowed).items():  # the smaller: clipped
+        matches[len(ngram) - 1] += count
+    closest = min((abs(len(other) - len(words)), len(other)) for other in others)[1]
+    return [len(words), closest, *matches, *(max(len(words) - n, 0) for n in range(4))]
 
 
 @dataclass(frozen=True)
 class BleuScore:
-    """What `bleu` finds.
+    """BLEU of a set of translations, with the numbers it is made of.
 
     score: from 0 to 100.
-    precisions: of runs of 1, 2, 3 and 4 words, in percent.
-    brevity_penalty: 1 if the translations are long enough, less if not.
-    hypothesis_length, reference_length: in words, of all sentences.
-    signature: how it was computed, as sacrebleu writes it.
+    precisions: in percent, of runs of 1, 2, 3 and 4 tokens, each over the whole set.
+    brevity_penalty: from 0 to 1; 1 if the translations are long enough.
+    hypothesis_length, reference_length: in tokens, over the whole set.
+    signature: how it was computed, in sacrebleu's notation.
     """
 
     score: float
@@ -63,214 +85,204 @@ class BleuScore:
     signature: str
 
 
-def _ngrams(units: Sequence[str] | str, n: int) -> Counter[tuple[str, ...]]:
-    """Count the runs of n units."""
-    return Counter(tuple(units[i : i + n]) for i in range(len(units) - n + 1))
-
-
-def _with_references(
+def _paired(
     hypotheses: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]]
 ) -> list[tuple[str, list[str]]]:
-    """Put each hypothesis beside the list of its references."""
+    """Give each hypothesis with the list of its references."""
     if isinstance(hypotheses, str) or isinstance(references, str):
-        raise ValueError("hypotheses and references are lists of texts, got a single text")
-    if len(hypotheses) != len(references) or not hypotheses:
+        raise ValueError("hypotheses and references are lists of sentences, got one string")
+    if len(hypotheses) != len(references):
         raise ValueError(
-            f"each hypothesis needs its references, got {len(hypotheses)} hypotheses and "
-            f"{len(references)} references"
+            f"{len(hypotheses)} hypotheses, but references for {len(references)} sentences"
         )
-    lists = [[each] if isinstance(each, str) else list(each) for each in references]
+    if not hypotheses:
+        raise ValueError("nothing to score: got 0 hypotheses")
+    lists = [[entry] if isinstance(entry, str) else list(entry) for entry in references]
     if not all(lists):
-        raise ValueError(f"hypothesis {lists.index([])} has no reference")
+        raise ValueError(f"sentence {lists.index([])} has no reference")
     return list(zip(hypotheses, lists, strict=True))
 
 
-def _bleu_counts(
-    hypotheses: Sequence[str],
-    references: Sequence[str] | Sequence[Sequence[str]],
-    tokenize: Callable[[str], list[str]],
-) -> Tensor:
-    """Per sentence: 4 numbers of clipped matches, 4 of n-grams, 2 lengths; (sentences, 10)."""
-    rows = []
-    for hypothesis, texts in _with_references(hypotheses, references):
-        ours, theirs = tokenize(hypothesis), [tokenize(text) for text in texts]
-        matches, totals = [], []
-        for n in (1, 2, 3, 4):
-            counts, most = _ngrams(ours, n), Counter[tuple[str, ...]]()
-            for other in theirs:
-                most |= _ngrams(other, n)  # the larger of both counts
-            matches.append((counts & most).total())
-            totals.append(counts.total())
-        nearest = min((abs(len(other) - len(ours)), len(other)) for other in theirs)[1]
-        rows.append([*matches, *totals, len(ours), nearest])
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-def _bleu_of(counts: Tensor) -> tuple[float, tuple[float, ...], float]:
-    """Score, precisions and brevity penalty of summed counts, (10,)."""
-    matches, totals = counts[:4].tolist(), counts[4:8].tolist()
-    length, wanted = counts[8:].tolist()
-    brevity = 1.0
-    if length < wanted:
-        brevity = math.exp(1 - wanted / length) if length else 0.0
-    precisions = [0.0] * 4
-    if not any(matches):
-        return 0.0, tuple(precisions), brevity
-    missing = 1.0
-    for index, (match, total) in enumerate(zip(matches, totals, strict=True)):
-        if match == 0 and total > 0:
-            missing /= 2
-        precisions[index] = 100 * (match or missing) / total if total else 0.0
-    if min(precisions) == 0.0:
-        return 0.0, tuple(precisions), brevity
-    mean = math.exp(sum(map(math.log, precisions)) / 4)
-    return brevity * mean, tuple(precisions), brevity
+def _bleu_from_counts(counts: Sequence[int]) -> tuple[float, tuple[float, ...], float]:
+    """Score, precisions in percent and brevity penalty, from counts summed over sentences."""
+    length, reference_length, matches, totals = *counts[:2], counts[2:6], counts[6:]
+    brevity_penalty = 1.0
+    if length < reference_length:
+        brevity_penalty = math.exp(1 - reference_length / length) if length else 0.0
+    precisions, share = [0.0] * 4, 1.0
+    for n, (match, total) in enumerate(zip(matches, totals, strict=True)):
+        if match == 0:
+            share /= 2  # smoothing "exp": no match counts as 1/2, the next one as 1/4 ...
+        if total and any(matches):
+            precisions[n] = 100 * (match or share) / total
+    if 0.0 in precisions:
+        return 0.0, tuple(precisions), brevity_penalty
+    log_mean = sum(math.log(precision) for precision in precisions) / 4
+    return brevity_penalty * math.exp(log_mean), tuple(precisions), brevity_penalty
 
 
 def bleu(
     hypotheses: Sequence[str],
     references: Sequence[str] | Sequence[Sequence[str]],
-    tokenize: str = "13a",
+    *,
+    tokenize: Callable[[str], list[str]] = tokenize_13a,
 ) -> BleuScore:
-    """Score translations by the runs of words they share with references (Papineni et al., 2002).
+    """Score translations by the runs of words that they share with references.
+
+    BLEU of Papineni et al. (2002), the measure of the paper's Table 2, as sacrebleu computes it by
+    default: one score for the whole set, not a mean over sentences.
 
     Args:
-        hypotheses: the translations.
-        references: for each of them a text, or a list of texts.
-        tokenize: "13a" for texts as people write them; "none" for texts already cut into words,
-            with spaces between.
+        hypotheses: the translations, one text a sentence.
+        references: for each sentence one text, or a list of several.
+        tokenize: cuts a text into words.
 
     Returns:
-        The score of all of them together, equal to sacrebleu's with its defaults.
+        The score, its parts and its signature.
 
     Raises:
-        ValueError: if there are no hypotheses, not as many references, a hypothesis without any,
-            a single text in place of a list, or another way to tokenize.
+        ValueError: if there is no sentence, a sentence without a reference, or not as many
+            hypotheses as entries in references.
     """
-    ways: dict[str, Callable[[str], list[str]]] = {"13a": tokenize_13a, "none": str.split}
-    if tokenize not in ways:
-        raise ValueError(f"tokenize must be one of {', '.join(ways)}, got {tokenize!r}")
-    counts = _bleu_counts(hypotheses, references, ways[tokenize])  # (sentences, 10)
-    score, precisions, brevity = _bleu_of(counts.sum(dim=0))
-    numbers = sorted({1 if isinstance(each, str) else len(each) for each in references})
-    signature = f"nrefs:{numbers[0] if len(numbers) == 1 else 'var'}|case:mixed|eff:no"
-    signature += f"|tok:{tokenize}|smooth:exp|by:transformer_lib"
-    length, wanted = (int(value) for value in counts[:, 8:].sum(dim=0))
-    return BleuScore(score, precisions, brevity, length, wanted, signature)
+    pairs = _paired(hypotheses, references)
+    sentences = [_bleu_counts(*pair, tokenize) for pair in pairs]
+    counts = [sum(column) for column in zip(*sentences, strict=True)]
+    numbers = {len(texts) for _, texts in pairs}
+    number = numbers.pop() if len(numbers) == 1 else "var"
+    cut = tokenize.__name__.removeprefix("tokenize_")
+    signature = f"nrefs:{number}|case:mixed|eff:no|tok:{cut}|smooth:exp|version:transformer_lib"
+    score, precisions, brevity_penalty = _bleu_from_counts(counts)
+    return BleuScore(score, precisions, brevity_penalty, counts[0], counts[1], signature)
 
 
-def _chrf_of(counts: Tensor) -> float:
-    """chrF of counts, (6, 3): n-grams of the hypothesis, of the reference, of both."""
-    counts = counts[(counts[:, :2] > 0).all(dim=1)]  # lengths that both sides have
-    if not len(counts):
+def _chrf_counts(hypothesis: str, reference: str) -> list[int]:
+    """For runs of 1 to 6 characters: how many the hypothesis has, the reference has, both have."""
+    texts = ["".join(text.split()) for text in (hypothesis, reference)]
+    ours, wanted = (_count_ngrams(text, 6) for text in texts)
+    both = [0] * 6
+    for ngram, count in (ours & wanted).items():
+        both[len(ngram) - 1] += count
+    counts = []
+    for n in range(6):
+        has, wants = (max(len(text) - n, 0) for text in texts)
+        counts += [has if wants else 0, wants, both[n]]  # no run to find: none to be wrong
+    return counts
+
+
+def _chrf_from_counts(counts: Sequence[int]) -> float:
+    """F2 of mean precision and mean recall, over the lengths that both sides have."""
+    orders = [counts[i : i + 3] for i in range(0, len(counts), 3)]
+    present = [(both / has, both / wants) for has, wants, both in orders if has and wants]
+    if not any(precision for precision, _ in present):
         return 0.0
-    precision, recall = (counts[:, 2:] / counts[:, :2]).mean(dim=0).tolist()
-    if precision + recall == 0:
-        return 0.0
-    return float(100 * 5 * precision * recall / (4 * precision + recall))
+    precision, recall = (sum(column) / len(present) for column in zip(*present, strict=True))
+    score: float = 100 * 5 * precision * recall / (4 * precision + recall)
+    return score
 
 
 def chrf(hypotheses: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]]) -> float:
-    """Score translations by the runs of 1 to 6 letters they share with references (Popović, 2015).
+    """Score translations by the runs of 1 to 6 characters that they share with references.
+
+    chrF2 of Popović (2015), as sacrebleu computes it by default: spaces do not count, and recall
+    weighs more than precision.
 
     Args:
-        hypotheses: the translations.
-        references: for each of them a text, or a list of texts, of which the nearest counts.
+        hypotheses: the translations, one text a sentence.
+        references: for each sentence one text, or a list of several, of which the best is taken.
 
     Returns:
-        chrF2 of all of them together, from 0 to 100, equal to sacrebleu's with its defaults.
+        The score, from 0 to 100.
 
     Raises:
         ValueError: as for bleu.
     """
-    total = torch.zeros(6, 3, dtype=torch.float64)
-    for hypothesis, texts in _with_references(hypotheses, references):
-        letters = "".join(hypothesis.split())
-        options = []
-        for text in texts:
-            wanted = "".join(text.split())
-            rows = []
-            for n in range(1, 7):
-                ours, theirs = _ngrams(letters, n), _ngrams(wanted, n)
-                # Where the reference has no run so long, the hypothesis cannot be wrong.
-                count = ours.total() if theirs else 0
-                rows.append([count, theirs.total(), (ours & theirs).total()])
-            options.append(torch.tensor(rows, dtype=torch.float64))
-        total += max(options, key=_chrf_of)
-    return _chrf_of(total)
+    sentences = [
+        max((_chrf_counts(hypothesis, text) for text in texts), key=_chrf_from_counts)
+        for hypothesis, texts in _paired(hypotheses, references)
+    ]
+    return _chrf_from_counts([sum(column) for column in zip(*sentences, strict=True)])
 
 
 def bootstrap_interval(
     hypotheses: Sequence[str],
     references: Sequence[str] | Sequence[Sequence[str]],
+    *,
+    level: float = 0.95,
     resamples: int = 1000,
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Estimate how far BLEU would vary between test sets like this one (Koehn, 2004).
+    """Say between which values BLEU lies if the test set had been another of the same kind.
+
+    The percentile bootstrap (Koehn, 2004): draw as many sentences as there are, with replacement,
+    score them, repeat. Each sentence is counted once; a resample adds up counts.
 
     Args:
-        hypotheses, references: as for bleu.
-        resamples: how often a test set is drawn from the sentences, with replacement.
-        confidence: share of the resamples' scores that lie in the interval.
+        hypotheses: the translations, one text a sentence.
+        references: for each sentence one text, or a list of several.
+        level: share of the resamples that lie inside.
+        resamples: how often to draw.
         seed: of the draws.
 
     Returns:
-        The lower and the upper end.
+        The lower and the upper end, in BLEU from 0 to 100.
 
     Raises:
-        ValueError: if resamples is below 1, confidence not between 0 and 1, or as for bleu.
+        ValueError: if level is not between 0 and 1, resamples is below 1, or as for bleu.
     """
-    if resamples < 1 or not 0 < confidence < 1:
+    if not 0 < level < 1 or resamples < 1:
         raise ValueError(
-            "resamples must be at least 1 and confidence between 0 and 1, "
-            f"got {resamples} and {confidence}"
+            f"level must lie between 0 and 1 and resamples be at least 1, got {level}, {resamples}"
         )
-    counts = _bleu_counts(hypotheses, references, tokenize_13a)  # (sentences, 10)
+    pairs = _paired(hypotheses, references)
+    counts = torch.tensor([_bleu_counts(*pair, tokenize_13a) for pair in pairs])  # (sentences, 10)
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(counts), (resamples, len(counts)), generator=generator)
-    times = torch.zeros(resamples, len(counts), dtype=counts.dtype)  # (resamples, sentences)
-    times.scatter_add_(1, drawn, torch.ones_like(times))
-    scores = torch.tensor([_bleu_of(row)[0] for row in times @ counts])  # (resamples,)
-    tail = (1 - confidence) / 2
-    low, high = scores.quantile(torch.tensor([tail, 1 - tail])).tolist()
-    return low, high
+    scores = []
+    for _ in range(resamples):
+        drawn = torch.randint(len(pairs), (len(pairs),), generator=generator)  # (sentences,)
+        scores.append(_bleu_from_counts(counts[drawn].sum(dim=0).tolist())[0])
+    tail = (1 - level) / 2
+    lower, upper = torch.tensor(scores).quantile(torch.tensor([tail, 1 - tail])).tolist()
+    return lower, upper
 
 
 def training_flops(
     config: TransformerConfig,
-    source_tokens: int,
-    target_tokens: int,
-    source_length: float,
-    target_length: float,
-) -> float:
-    """Operations in the matrix products of training, forward and backward.
+    sentences: int,
+    source_length: int,
+    target_length: int,
+    target_tokens: int | None = None,
+) -> int:
+    """Count the floating-point operations of one training step's matrix products, by formula.
 
-    A multiplication and an addition are two operations; backward takes twice forward. What is not
-    a matrix product (norms, softmax, dropout, the optimizer) is left out: it is little.
+    A multiplication and the addition that follows are two. Backward costs twice the forward pass:
+    each product has two factors, and each wants a gradient. What is no matrix product (softmax,
+    norms, dropout, the optimizer) is left out.
 
     Args:
-        config: the model.
-        source_tokens, target_tokens: positions that were computed in all, <bos> or <eos> counted.
-        source_length, target_length: positions that one of them attends to.
+        config: sizes of the model.
+        sentences: rows of the batch.
+        source_length, target_length: columns of the batch, padding included: it is computed, too.
+        target_tokens: real target tokens, which alone get logits; None means all.
 
     Returns:
-        The number of floating-point operations. (Not per second: that is FLOP/s.)
+        FLOPs of forward and backward pass together.
 
     Raises:
-        ValueError: if a number is below 1.
+        ValueError: if a size is below 1, or target_tokens are more than the batch can hold.
     """
-    numbers = (source_tokens, target_tokens, source_length, target_length)
-    if min(numbers) < 1:
-        raise ValueError(f"all numbers of tokens must be at least 1, got {numbers}")
-    d_model, d_ff = config.d_model, config.d_ff
-    matrix = 2 * d_model * d_model  # one position, one projection
-    feed_forward = 2 * 2 * d_model * d_ff
-    encoder_layer = 4 * matrix + 4 * source_length * d_model + feed_forward
-    decoder_layer = 4 * matrix + 4 * target_length * d_model  # self-attention
-    decoder_layer += 2 * matrix + 4 * source_length * d_model + feed_forward  # cross-attention
-    memory = 2 * matrix  # keys and values of the memory: once for each source position
-    forward = source_tokens * config.num_encoder_layers * encoder_layer
-    forward += config.num_decoder_layers * (target_tokens * decoder_layer + source_tokens * memory)
-    forward += target_tokens * 2 * d_model * config.vocab_size
-    return float(3 * forward)
+    target = sentences * target_length  # positions
+    real = target if target_tokens is None else target_tokens
+    sizes = (sentences, source_length, target_length, real)
+    if min(sizes) < 1 or real > target:
+        raise ValueError(
+            "sentences, source_length, target_length and target_tokens must be at least 1, and "
+            f"target_tokens at most sentences * target_length = {target}, got {sizes}"
+        )
+    source = sentences * source_length  # positions
+    d, d_ff = config.d_model, config.d_ff
+    encoder = source * (4 * d * d + 2 * d * d_ff) + 2 * source * source_length * d
+    decoder = target * (4 * d * d + 2 * d * d_ff) + 2 * target * target_length * d
+    decoder += (target + source) * 2 * d * d + 2 * target * source_length * d  # cross-attention
+    forward = config.num_encoder_layers * encoder + config.num_decoder_layers * decoder
+    forward += real * config.vocab_size * d  # logits
+    return 3 * 2 * forward

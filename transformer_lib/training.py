@@ -73,18 +73,23 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden_low, matrix_low = hidden.to(low), matrix.to(low)
         hidden_grad = torch.empty_like(hidden_low)  # (tokens, d_model)
         matrix_grad = torch.zeros_like(matrix)  # (vocab_size, d_model)
-        loss = torch.zeros((), dtype=exact, device=hidden.device)
+        # The sum of all tokens' mean logits is one product of two vectors, (d_model,) each.
+        every = (hidden.to(exact).sum(dim=0) * matrix.to(exact).mean(dim=0)).sum()
+        loss = -label_smoothing * every
         for start in range(0, count, 512):
             piece, wanted = hidden_low[start : start + 512], targets[start : start + 512, None]
             logits = F.linear(piece, matrix_low).to(exact)  # (512, vocab_size)
-            log_sum = logits.logsumexp(dim=-1, keepdim=True)  # (512, 1)
             right = logits.gather(-1, wanted)  # (512, 1)
-            every = logits.mean(dim=-1, keepdim=True)  # (512, 1)
-            loss += (log_sum - (1 - label_smoothing) * right - label_smoothing * every).sum()
-            grad = logits.sub_(log_sum).exp_()  # (512, vocab_size): equation 14.4, in place
-            grad.sub_(label_smoothing / vocab_size)
-            grad.scatter_add_(-1, wanted, right.new_full(wanted.shape, label_smoothing - 1))
-            grad_low = grad.div_(count).to(low)
+            largest = logits.amax(dim=-1, keepdim=True)  # (512, 1): no exponential overflows
+            grad = logits.sub_(largest).exp_()  # (512, vocab_size), in place from here on
+            total = grad.sum(dim=-1, keepdim=True)  # (512, 1)
+            log_sum = largest + total.log()
+            loss += (log_sum - (1 - label_smoothing) * right).sum()
+            # Equation 14.4, divided by the number of tokens
+            grad.mul_(1 / (total * count)).sub_(label_smoothing / vocab_size / count)
+            share = (label_smoothing - 1) / count
+            grad.scatter_add_(-1, wanted, right.new_full(wanted.shape, share))
+            grad_low = grad.to(low)
             hidden_grad[start : start + 512] = grad_low @ matrix_low
             matrix_grad += grad_low.T @ piece
         ctx.save_for_backward(hidden_grad.to(hidden.dtype), matrix_grad)
