@@ -21,7 +21,13 @@ from transformer_lib.embeddings import SinusoidalPositionalEncoding, TokenEmbedd
 from transformer_lib.evaluation import bleu, chrf
 from transformer_lib.tokenizer import train_tokenizer
 from transformer_lib.training import endless_batches, train
-from transformer_lib.transformer import Transformer, TransformerConfig, count_parameters, from_torch
+from transformer_lib.transformer import (
+    _DRAWN_AS_ONE,
+    Transformer,
+    TransformerConfig,
+    count_parameters,
+    from_torch,
+)
 
 OUTPUT = Path(__file__).resolve().parent.parent / "transformer_lib" / "data" / "translators.json"
 CONFIG = TransformerConfig(
@@ -36,8 +42,8 @@ CONFIG = TransformerConfig(
 )
 
 
-# torch draws the three matrices as one of shape (3 d_model, d_model), so by Xavier's rule a factor of sqrt(2) smaller.
-AS_TORCH = "ours, query, key and value drawn as torch does"
+# Ours draws the three matrices as one of shape (3 d_model, d_model), as torch does: what if each is drawn by itself?
+ONE_BY_ONE = "ours, query, key and value drawn one by one"
 
 
 class TorchTranslator(nn.Module):
@@ -103,13 +109,11 @@ def main() -> None:
         torch.manual_seed(seed)
         models["torch.nn.Transformer"] = TorchTranslator(CONFIG)
         torch.manual_seed(seed)
-        models[AS_TORCH] = Transformer(CONFIG)
+        models[ONE_BY_ONE] = Transformer(CONFIG)
         with torch.no_grad():
-            for name, parameter in models[AS_TORCH].named_parameters():
-                if name.endswith(
-                    ("query_projection.weight", "key_projection.weight", "value_projection.weight")
-                ):
-                    parameter *= 2**-0.5
+            for name, parameter in models[ONE_BY_ONE].named_parameters():
+                if name.split(".")[-2] in _DRAWN_AS_ONE:
+                    parameter *= 2**0.5
         for name, model in models.items():
             if options.only and name not in options.only:
                 continue

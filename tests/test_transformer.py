@@ -15,7 +15,7 @@ from transformer_lib.checks import (
     check_sentence_log_probability,
     check_torch_masks,
 )
-from transformer_lib.decoding import greedy_decode
+from transformer_lib.decoding import IncrementalDecoder, greedy_decode
 from transformer_lib.transformer import (
     Transformer,
     TransformerConfig,
@@ -407,15 +407,15 @@ def test_greedy_decoding_of_a_batch_is_that_of_its_rows() -> None:
         assert model.training, "the mode should come back as it was"
 
 
-def test_greedy_decoding_stops_at_eos_and_leaves_it_out() -> None:
-    class Scripted(Transformer):
-        def project(self, hidden: Tensor) -> Tensor:
-            step.append(len(step))
-            likely = torch.tensor([[5, EOS, 6, 6], [7, 8, EOS, 9]])[:, len(step) - 1]  # (batch,)
-            return nn.functional.one_hot(likely, TINY.vocab_size).float()
+def test_greedy_decoding_stops_at_eos_and_leaves_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scripted(decoder: IncrementalDecoder, tokens: Tensor) -> Tensor:
+        step.append(len(step))
+        likely = torch.tensor([[5, EOS, 6, 6], [7, 8, EOS, 9]])[:, len(step) - 1]  # (batch,)
+        return nn.functional.one_hot(likely, TINY.vocab_size).float()
 
     step: list[int] = []
-    assert greedy_decode(Scripted(TINY), rows(3, 3), max_new_tokens=4) == [[5], [7, 8]]
+    monkeypatch.setattr(IncrementalDecoder, "step", scripted)
+    assert greedy_decode(Transformer(TINY), rows(3, 3), max_new_tokens=4) == [[5], [7, 8]]
     assert len(step) == 3, f"all rows had ended after 3 steps, it took {len(step)}"
 
 

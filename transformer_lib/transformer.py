@@ -202,6 +202,9 @@ class TransformerConfig:
         )
 
 
+_DRAWN_AS_ONE = ("query_projection", "key_projection", "value_projection")
+
+
 class Transformer(nn.Module):
     """Token ids in, logits for the next token out (paper, figure 1 and section 3).
 
@@ -229,7 +232,9 @@ class Transformer(nn.Module):
         for stack in (self.encoder, self.decoder):
             for name, parameter in stack.named_parameters():
                 if parameter.dim() > 1:
-                    nn.init.xavier_uniform_(parameter)
+                    # Query, key and value count as one matrix of 3 d_model outputs, as in torch.
+                    of_three = name.split(".")[-2] in _DRAWN_AS_ONE
+                    nn.init.xavier_uniform_(parameter, gain=0.5**0.5 if of_three else 1.0)
                 elif name.endswith("bias"):
                     nn.init.zeros_(parameter)
 
