@@ -9,7 +9,6 @@ Writes transformer_lib/data/tried.json, which chapter 15 shows: scores on the va
 import argparse
 import json
 import multiprocessing
-import time
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,6 @@ def run(name: str, seed: int) -> dict[str, Any]:
             states.append({name: x.clone() for name, x in model.state_dict().items()})
             del states[: -settings["average"]]
 
-    start = time.perf_counter()
     history = train(
         model,
         endless_batches(encode_pairs(pairs, tokenizer), settings["max_tokens"], seed),
@@ -105,7 +103,6 @@ def run(name: str, seed: int) -> dict[str, Any]:
         report_every=100,
         on_report=keep,
     )
-    seconds = time.perf_counter() - start
     if states:
         model.load_state_dict(average_weights(states))
     hypotheses = Translator(model, tokenizer).translate(
@@ -118,7 +115,6 @@ def run(name: str, seed: int) -> dict[str, Any]:
         "seed": seed,
         "parameters": count_parameters(model),
         "steps": settings["steps"],
-        "seconds": round(seconds),
         "validation_loss": round(history[-1].validation_loss, 3),
         "bleu": round(bleu(hypotheses, references).score, 2),
         "chrf": round(chrf(hypotheses, references), 2),
