@@ -26,6 +26,12 @@ from transformer_lib.transformer import Transformer, TransformerConfig
 VOCAB, D_MODEL, HEADS, D_FF, LAYERS, DROPOUT = 8000, 256, 4, 1024, 3, 0.1
 PAD, BOS, EOS = 0, 1, 2
 NEVER = -1  # an id that no token has: nothing ends
+WORDS = [
+    "<blank>",
+    "<s>",
+    "</s>",
+    *(str(i) for i in range(3, VOCAB)),
+]  # ids as CTranslate2 wants them
 
 
 def random_batch(rows: int, shortest: int, longest: int, seed: int = 0) -> Batch:
@@ -124,9 +130,8 @@ def x_transformer(flash: bool) -> XTransformer:
             f"{side}_emb_dropout": DROPOUT,
         }
     model = XTransformer(dim=D_MODEL, tie_token_emb=True, **sides)
-    model.decoder.net.to_logits.weight = (
-        model.decoder.net.token_emb.emb.weight
-    )  # tied, as the others
+    decoder = model.decoder.net
+    decoder.to_logits.weight = decoder.token_emb.emb.weight  # tied, as the others
     return model
 
 
@@ -176,6 +181,12 @@ def to_ctranslate2(model: Transformer) -> ctranslate2.Translator:
     def norm(target: Any, module: Any) -> None:
         target.gamma, target.beta = module.weight.detach().numpy(), module.bias.detach().numpy()
 
+    def self_attention(target: Any, layer: Any) -> None:
+        own = layer.self_attention
+        linear(target.linear[0], own.query_projection, own.key_projection, own.value_projection)
+        linear(target.linear[1], own.output_projection)
+        norm(target.layer_norm, layer.residual_1.norm)
+
     def feed_forward(target: Any, layer: Any, residual: Any) -> None:
         linear(target.linear_0, layer.feed_forward.inner)
         linear(target.linear_1, layer.feed_forward.outer)
@@ -190,35 +201,19 @@ def to_ctranslate2(model: Transformer) -> ctranslate2.Translator:
         side.scale_embeddings = True
         side.position_encodings.encodings = positions
     for target, layer in zip(spec.encoder.layer, model.encoder.layers, strict=True):
-        own: Any = layer.self_attention
-        linear(
-            target.self_attention.linear[0],
-            own.query_projection,
-            own.key_projection,
-            own.value_projection,
-        )
-        linear(target.self_attention.linear[1], own.output_projection)
-        norm(target.self_attention.layer_norm, layer.residual_1.norm)
+        self_attention(target.self_attention, layer)
         feed_forward(target.ffn, layer, layer.residual_2)
     for target, layer in zip(spec.decoder.layer, model.decoder.layers, strict=True):
-        own, cross = layer.self_attention, layer.cross_attention
-        linear(
-            target.self_attention.linear[0],
-            own.query_projection,
-            own.key_projection,
-            own.value_projection,
-        )
-        linear(target.self_attention.linear[1], own.output_projection)
-        norm(target.self_attention.layer_norm, layer.residual_1.norm)
+        cross: Any = layer.cross_attention
+        self_attention(target.self_attention, layer)
         linear(target.attention.linear[0], cross.query_projection)
         linear(target.attention.linear[1], cross.key_projection, cross.value_projection)
         linear(target.attention.linear[2], cross.output_projection)
         norm(target.attention.layer_norm, layer.residual_2.norm)
         feed_forward(target.ffn, layer, layer.residual_3)
     spec.decoder.projection.weight = embedding
-    words = ["<blank>", "<s>", "</s>", *(str(i) for i in range(3, VOCAB))]
-    spec.register_source_vocabulary(words)
-    spec.register_target_vocabulary(words)
+    spec.register_source_vocabulary(WORDS)
+    spec.register_target_vocabulary(WORDS)
     spec.config.add_source_bos = spec.config.add_source_eos = False
     spec.validate()
     spec.optimize()
@@ -254,8 +249,7 @@ def decoding_peers(beam_size: int, batch: Batch, count: int) -> dict[str, Callab
 
         peers[f"Marian, {attention}"] = generate
     compiled = to_ctranslate2(model)
-    names = ["<blank>", "<s>", "</s>", *(str(i) for i in range(3, VOCAB))]
-    rows = [[names[i] for i in row if i != PAD] for row in source.tolist()]
+    rows = [[WORDS[i] for i in row if i != PAD] for row in source.tolist()]
     peers["CTranslate2"] = lambda: compiled.translate_batch(
         rows,
         beam_size=beam_size,

@@ -335,6 +335,8 @@ class IncrementalDecoder:
 
 def _limits(model: Transformer, source: Tensor, max_new_tokens: int | Sequence[int]) -> list[int]:
     """The most tokens that each row may get."""
+    if source.dim() != 2:
+        raise ValueError(f"source must have shape (batch, source), got {tuple(source.shape)}")
     limits = (
         [max_new_tokens] * len(source) if isinstance(max_new_tokens, int) else [*max_new_tokens]
     )
@@ -370,8 +372,6 @@ def _write(
     eos_id: int,
 ) -> list[list[int]]:
     """Write token after token: choose turns logits (rows, vocab_size) into tokens (rows,)."""
-    if source.dim() != 2:
-        raise ValueError(f"source must have shape (batch, source), got {tuple(source.shape)}")
     limits = _limits(model, source, max_new_tokens)
     with _evaluating(model):
         decoder = IncrementalDecoder(model, source, max(limits))
@@ -442,8 +442,6 @@ def beam_search(
             "beam_size must be at least 1 and length_penalty at least 0, "
             f"got {beam_size} and {length_penalty}"
         )
-    if source.dim() != 2:
-        raise ValueError(f"source must have shape (batch, source), got {tuple(source.shape)}")
     limits = _limits(model, source, max_new_tokens)
     batch, vocab_size = source.size(0), model.config.vocab_size
     # Two candidates a beam: if half of them end here, there are still enough to go on.
