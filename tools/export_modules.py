@@ -25,7 +25,7 @@ PACKAGE = "transformer_lib"
 
 # What each module holds: the first line of its docstring. A name that is not here is a typing error.
 MODULES = {
-    "attention": "Masks, scaled dot-product attention and multi-head attention.",
+    "attention": "Similarities, masks, scaled dot-product attention and multi-head attention.",
     "command_line": "`python -m transformer_lib`: train, translate, evaluate.",
     "checks": "Checks of the reader's own solutions that say what is wrong and what is left to suspect.",
     "data": "Sentence pairs, and batches of them by token count.",

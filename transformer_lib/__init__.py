@@ -4,10 +4,15 @@ Every line comes out of a chapter of the book; this file is written by tools/exp
 """
 
 from transformer_lib.attention import (
+    AdditiveSimilarity,
+    BilinearSimilarity,
     MultiHeadAttention,
     causal_mask,
+    dot_similarity,
     padding_mask,
     scaled_dot_product_attention,
+    scaled_dot_similarity,
+    weighted_lookup,
 )
 from transformer_lib.data import (
     Batch,
@@ -87,7 +92,9 @@ __all__ = [
     "EOS_ID",
     "PAD_ID",
     "SPECIAL_TOKENS",
+    "AdditiveSimilarity",
     "Batch",
+    "BilinearSimilarity",
     "BleuScore",
     "Decoder",
     "DecoderLayer",
@@ -116,6 +123,7 @@ __all__ = [
     "causal_mask",
     "chrf",
     "count_parameters",
+    "dot_similarity",
     "encode_pairs",
     "endless_batches",
     "evaluate_loss",
@@ -134,6 +142,7 @@ __all__ = [
     "save_checkpoint",
     "save_tokenizer",
     "scaled_dot_product_attention",
+    "scaled_dot_similarity",
     "sinusoidal_positions",
     "to_torch",
     "token_batches",
@@ -142,5 +151,6 @@ __all__ = [
     "train_tokenizer",
     "training_flops",
     "translation_loss",
+    "weighted_lookup",
     "write_tensors",
 ]

@@ -1,6 +1,6 @@
-"""Masks, scaled dot-product attention and multi-head attention.
+"""Similarities, masks, scaled dot-product attention and multi-head attention.
 
-Written from chapters 5, 6, 14 of the book: edit the chapter, then `make sync`.
+Written from chapters 2, 5, 6, 14 of the book: edit the chapter, then `make sync`.
 """
 
 import math
@@ -9,7 +9,241 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["MultiHeadAttention", "causal_mask", "padding_mask", "scaled_dot_product_attention"]
+__all__ = [
+    "AdditiveSimilarity",
+    "BilinearSimilarity",
+    "MultiHeadAttention",
+    "causal_mask",
+    "dot_similarity",
+    "padding_mask",
+    "scaled_dot_product_attention",
+    "scaled_dot_similarity",
+    "weighted_lookup",
+]
+
+
+def _check_pair(query: Tensor, key: Tensor, query_dim: int, key_dim: int) -> None:
+    """Raise a ValueError that names both values unless these queries can meet these keys."""
+    if query.dim() < 2 or key.dim() < 2:
+        raise ValueError(
+            "query and key need at least 2 dimensions (length, width), "
+            f"got {query.dim()} and {key.dim()}"
+        )
+    if query.shape[:-2] != key.shape[:-2]:
+        raise ValueError(
+            "query and key must agree in all but the last two dimensions, "
+            f"got {tuple(query.shape)} and {tuple(key.shape)}"
+        )
+    if (query.size(-1), key.size(-1)) != (query_dim, key_dim):
+        raise ValueError(
+            f"query and key must be {query_dim} and {key_dim} wide, "
+            f"got {query.size(-1)} and {key.size(-1)}"
+        )
+    if query.dtype != key.dtype or not query.is_floating_point():
+        raise ValueError(
+            f"query and key must have one floating-point dtype, got {query.dtype} and {key.dtype}"
+        )
+
+
+def _check_lookup(scores: Tensor, value: Tensor, mask: Tensor | None) -> None:
+    """Raise a ValueError that names both values unless scores, values and mask go together."""
+    if scores.dim() < 2 or value.dim() < 2:
+        raise ValueError(
+            "scores and value need at least 2 dimensions, (queries, keys) and (keys, d_v), "
+            f"got {scores.dim()} and {value.dim()}"
+        )
+    if scores.shape[:-2] != value.shape[:-2]:
+        raise ValueError(
+            "scores and value must agree in all but the last two dimensions, "
+            f"got {tuple(scores.shape)} and {tuple(value.shape)}"
+        )
+    if scores.size(-1) != value.size(-2):
+        raise ValueError(
+            f"each key needs one value, got {scores.size(-1)} keys and {value.size(-2)} values"
+        )
+    if scores.dtype != value.dtype or not scores.is_floating_point():
+        raise ValueError(
+            "scores and value must have one floating-point dtype, "
+            f"got {scores.dtype} and {value.dtype}"
+        )
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be boolean, True where attention is allowed, got {mask.dtype}")
+    fits = 1 <= mask.dim() <= scores.dim() and all(
+        have in (1, want)
+        for have, want in zip(reversed(mask.shape), reversed(scores.shape), strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"mask of shape {tuple(mask.shape)} does not broadcast to the shape of the scores, "
+            f"{tuple(scores.shape)}"
+        )
+
+
+def dot_similarity(query: Tensor, key: Tensor) -> Tensor:
+    """Score every key by its dot product with every query (Luong et al., 2015, score "dot").
+
+    Args:
+        query: shape (..., queries, d_k).
+        key: shape (..., keys, d_k).
+
+    Returns:
+        The scores, shape (..., queries, keys).
+
+    Raises:
+        ValueError: if query and key differ in width, dtype or leading dimensions.
+    """
+    _check_pair(query, key, query.size(-1), query.size(-1))
+    return query @ key.transpose(-2, -1)  # (..., queries, keys)
+
+
+def scaled_dot_similarity(query: Tensor, key: Tensor) -> Tensor:
+    """Score every key by its dot product with every query over sqrt(d_k) (paper, section 3.2.1).
+
+    Args:
+        query: shape (..., queries, d_k).
+        key: shape (..., keys, d_k).
+
+    Returns:
+        The scores, shape (..., queries, keys).
+
+    Raises:
+        ValueError: if query and key differ in width, dtype or leading dimensions.
+    """
+    return dot_similarity(query, key) / math.sqrt(query.size(-1))  # (..., queries, keys)
+
+
+class BilinearSimilarity(nn.Module):
+    """Score q^T W k with a learned matrix W (Luong et al., 2015, score "general").
+
+    Args:
+        query_dim: width of a query.
+        key_dim: width of a key; it may differ from query_dim.
+
+    Raises:
+        ValueError: if a width is below 1.
+    """
+
+    def __init__(self, query_dim: int, key_dim: int) -> None:
+        super().__init__()
+        if query_dim < 1 or key_dim < 1:
+            raise ValueError(
+                f"query_dim and key_dim must be at least 1, got {query_dim} and {key_dim}"
+            )
+        self.query_dim, self.key_dim = query_dim, key_dim
+        self.query_projection = nn.Linear(query_dim, key_dim, bias=False)  # W
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        """Score every key for every query.
+
+        Args:
+            query: shape (..., queries, query_dim).
+            key: shape (..., keys, key_dim).
+
+        Returns:
+            The scores, shape (..., queries, keys).
+
+        Raises:
+            ValueError: if a width is not the module's, or dtypes or leading dimensions differ.
+        """
+        _check_pair(query, key, self.query_dim, self.key_dim)
+        return dot_similarity(self.query_projection(query), key)  # (..., queries, keys)
+
+
+class AdditiveSimilarity(nn.Module):
+    """Score v^T tanh(W_q q + W_k k) (Bahdanau et al., 2015, appendix A.1.2).
+
+    Args:
+        query_dim: width of a query.
+        key_dim: width of a key; it may differ from query_dim.
+        hidden_dim: width in which query and key are added.
+
+    Raises:
+        ValueError: if a width is below 1.
+    """
+
+    def __init__(self, query_dim: int, key_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        if min(query_dim, key_dim, hidden_dim) < 1:
+            raise ValueError(
+                "query_dim, key_dim and hidden_dim must be at least 1, "
+                f"got {query_dim}, {key_dim} and {hidden_dim}"
+            )
+        self.query_dim, self.key_dim, self.hidden_dim = query_dim, key_dim, hidden_dim
+        self.query_projection = nn.Linear(query_dim, hidden_dim, bias=False)  # W_q
+        self.key_projection = nn.Linear(key_dim, hidden_dim, bias=False)  # W_k
+        self.to_score = nn.Linear(hidden_dim, 1, bias=False)  # v
+
+    def project_keys(self, key: Tensor) -> Tensor:
+        """(..., keys, key_dim) -> (..., keys, hidden_dim): once, however many queries follow."""
+        projected: Tensor = self.key_projection(key)
+        return projected
+
+    def score(self, query: Tensor, projected_keys: Tensor) -> Tensor:
+        """Score keys that project_keys has been given before.
+
+        Args:
+            query: shape (..., queries, query_dim).
+            projected_keys: shape (..., keys, hidden_dim).
+
+        Returns:
+            The scores, shape (..., queries, keys).
+
+        Raises:
+            ValueError: if a width is not the module's, or dtypes or leading dimensions differ.
+        """
+        _check_pair(query, projected_keys, self.query_dim, self.hidden_dim)
+        projected_query = self.query_projection(query)  # (..., queries, hidden_dim)
+        # Every query meets every key: (..., queries, 1, hidden_dim) + (..., 1, keys, hidden_dim)
+        meeting = projected_query.unsqueeze(-2) + projected_keys.unsqueeze(-3)
+        scores: Tensor = self.to_score(meeting.tanh())  # (..., queries, keys, 1)
+        return scores.squeeze(-1)  # (..., queries, keys)
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        """Score every key for every query.
+
+        Args:
+            query: shape (..., queries, query_dim).
+            key: shape (..., keys, key_dim).
+
+        Returns:
+            The scores, shape (..., queries, keys).
+
+        Raises:
+            ValueError: if a width is not the module's, or dtypes or leading dimensions differ.
+        """
+        _check_pair(query, key, self.query_dim, self.key_dim)
+        return self.score(query, self.project_keys(key))
+
+
+def weighted_lookup(
+    scores: Tensor, value: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Turn scores into weights with a softmax over the keys, and average the values with them.
+
+    Args:
+        scores: how well each key fits each query, shape (..., queries, keys).
+        value: one for each key, shape (..., keys, d_v).
+        mask: boolean, broadcastable to (..., queries, keys), True where attention is allowed.
+
+    Returns:
+        The output, shape (..., queries, d_v), and the weights, shape (..., queries, keys). Each
+        row of weights adds up to 1; a query whose every key is forbidden gets zeros in both.
+
+    Raises:
+        ValueError: if shapes, dtypes or devices do not fit together.
+    """
+    _check_lookup(scores, value, mask)
+    if mask is None:
+        weights = scores.softmax(dim=-1)  # (..., queries, keys)
+    else:
+        has_key = mask.any(dim=-1, keepdim=True)  # (..., queries, 1)
+        # A softmax over nothing is NaN: open such a row, and wipe it afterwards.
+        closed = ~mask & has_key  # (..., queries, keys)
+        weights = scores.masked_fill(closed, float("-inf")).softmax(dim=-1)
+        weights = weights.masked_fill(~has_key, 0.0)  # (..., queries, keys)
+    return weights @ value, weights  # (..., queries, d_v), (..., queries, keys)
 
 
 def padding_mask(tokens: Tensor, pad_id: int) -> Tensor:

@@ -1,0 +1,230 @@
+"""Chapter 2: the four similarities and the lookup, against the equations and torch, and what they refuse."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from transformer_lib import (
+    AdditiveSimilarity,
+    BilinearSimilarity,
+    dot_similarity,
+    scaled_dot_product_attention,
+    scaled_dot_similarity,
+    weighted_lookup,
+)
+
+sizes = st.integers(1, 5)
+
+
+def random(*shape: int) -> Tensor:
+    """A tensor in double precision, so that equality is not a matter of tolerance."""
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+# --- the similarities
+
+
+@settings(max_examples=40, deadline=None)
+@given(lead=st.lists(sizes, max_size=2), queries=sizes, keys=sizes, d_k=sizes, seed=sizes)
+def test_dot_and_scaled_dot_are_sums_of_products(
+    lead: list[int], queries: int, keys: int, d_k: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    query, key = random(*lead, queries, d_k), random(*lead, keys, d_k)
+    expected = torch.einsum("...qd,...kd->...qk", query, key)
+    torch.testing.assert_close(dot_similarity(query, key), expected)
+    torch.testing.assert_close(scaled_dot_similarity(query, key), expected / d_k**0.5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(lead=st.lists(sizes, max_size=2), queries=sizes, keys=sizes, widths=st.tuples(sizes, sizes))
+def test_bilinear_is_its_equation_pair_by_pair(
+    lead: list[int], queries: int, keys: int, widths: tuple[int, int]
+) -> None:
+    query, key = random(*lead, queries, widths[0]), random(*lead, keys, widths[1])
+    similarity = BilinearSimilarity(*widths).double()
+    matrix = similarity.query_projection.weight.T  # (query_dim, key_dim)
+    expected = torch.einsum("...qi,ij,...kj->...qk", query, matrix, key)
+    torch.testing.assert_close(similarity(query, key), expected)
+    assert sum(p.numel() for p in similarity.parameters()) == widths[0] * widths[1]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lead=st.lists(sizes, max_size=2),
+    queries=sizes,
+    keys=sizes,
+    widths=st.tuples(sizes, sizes, sizes),
+)
+def test_additive_is_its_equation_pair_by_pair(
+    lead: list[int], queries: int, keys: int, widths: tuple[int, int, int]
+) -> None:
+    query, key = random(*lead, queries, widths[0]), random(*lead, keys, widths[1])
+    similarity = AdditiveSimilarity(*widths).double()
+    scores = similarity(query, key)
+    assert scores.shape == (*lead, queries, keys)
+    w_query, w_key = similarity.query_projection.weight, similarity.key_projection.weight
+    v = similarity.to_score.weight[0]  # (hidden_dim,)
+    for i in range(queries):
+        for j in range(keys):
+            hidden = torch.tanh(query[..., i, :] @ w_query.T + key[..., j, :] @ w_key.T)
+            torch.testing.assert_close(scores[..., i, j], hidden @ v)
+    assert sum(p.numel() for p in similarity.parameters()) == widths[2] * (sum(widths[:2]) + 1)
+
+
+def test_additive_scores_keys_that_were_projected_once() -> None:
+    similarity = AdditiveSimilarity(3, 4, 5)
+    query, key = torch.randn(2, 6, 3), torch.randn(2, 7, 4)
+    projected = similarity.project_keys(key)
+    one_by_one = [similarity.score(query[:, i : i + 1], projected) for i in range(6)]
+    torch.testing.assert_close(torch.cat(one_by_one, dim=1), similarity(query, key))
+
+
+@pytest.mark.parametrize("similarity", [BilinearSimilarity(3, 4), AdditiveSimilarity(3, 4, 5)])
+def test_every_parameter_of_a_similarity_learns(similarity: torch.nn.Module) -> None:
+    output, _ = weighted_lookup(
+        similarity(torch.randn(2, 6, 3), torch.randn(2, 7, 4)), torch.randn(2, 7, 2)
+    )
+    output.square().sum().backward()
+    for name, parameter in similarity.named_parameters():
+        assert parameter.grad is not None, f"{name} gets no gradient"
+        assert parameter.grad.abs().max() > 0, f"{name} gets a gradient of zero"
+
+
+@pytest.mark.parametrize(
+    ("query", "key", "message"),
+    [
+        (torch.ones(3), torch.ones(2, 3), "2 dimensions .*got 1 and 2"),
+        (torch.ones(1, 2, 3), torch.ones(2, 2, 3), r"got \(1, 2, 3\) and \(2, 2, 3\)"),
+        (torch.ones(2, 3), torch.ones(2, 4), "3 and 3 wide, got 3 and 4"),
+        (torch.ones(2, 3), torch.ones(2, 3).double(), "got torch.float32 and torch.float64"),
+        (torch.ones(2, 3).int(), torch.ones(2, 3).int(), "got torch.int32 and torch.int32"),
+    ],
+)
+def test_dot_similarities_refuse_what_does_not_fit(
+    query: Tensor, key: Tensor, message: str
+) -> None:
+    for similarity in (dot_similarity, scaled_dot_similarity):
+        with pytest.raises(ValueError, match=message):
+            similarity(query, key)
+
+
+@pytest.mark.parametrize(
+    ("query", "key", "message"),
+    [
+        (torch.ones(3), torch.ones(2, 4), "2 dimensions .*got 1 and 2"),
+        (torch.ones(1, 2, 3), torch.ones(2, 2, 4), r"got \(1, 2, 3\) and \(2, 2, 4\)"),
+        (torch.ones(2, 4), torch.ones(2, 3), "3 and 4 wide, got 4 and 3"),
+        (torch.ones(2, 3), torch.ones(2, 5), "3 and 4 wide, got 3 and 5"),
+        (torch.ones(2, 3), torch.ones(2, 4).double(), "got torch.float32 and torch.float64"),
+    ],
+)
+def test_learned_similarities_refuse_what_does_not_fit(
+    query: Tensor, key: Tensor, message: str
+) -> None:
+    for similarity in (BilinearSimilarity(3, 4), AdditiveSimilarity(3, 4, 5)):
+        with pytest.raises(ValueError, match=message):
+            similarity(query, key)
+
+
+def test_additive_refuses_keys_that_were_not_projected() -> None:
+    with pytest.raises(ValueError, match="3 and 5 wide, got 3 and 4"):
+        AdditiveSimilarity(3, 4, 5).score(torch.ones(2, 3), torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("widths", [(0, 4), (3, 0), (-1, 4)])
+def test_bilinear_refuses_widths_below_one(widths: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"got {widths[0]} and {widths[1]}"):
+        BilinearSimilarity(*widths)
+
+
+@pytest.mark.parametrize("widths", [(0, 4, 5), (3, 0, 5), (3, 4, 0)])
+def test_additive_refuses_widths_below_one(widths: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="got {}, {} and {}".format(*widths)):
+        AdditiveSimilarity(*widths)
+
+
+# --- the lookup
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lead=st.lists(sizes, max_size=2),
+    queries=sizes,
+    keys=sizes,
+    d_k=sizes,
+    d_v=sizes,
+    seed=st.integers(0, 1000),
+)
+def test_lookup_of_scaled_dots_is_torchs_attention(
+    lead: list[int], queries: int, keys: int, d_k: int, d_v: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    query, key = random(*lead, queries, d_k), random(*lead, keys, d_k)
+    value = random(*lead, keys, d_v)
+    mask = torch.rand(*lead, queries, keys) > 0.5
+    scores = scaled_dot_similarity(query, key)
+    output, weights = weighted_lookup(scores, value)
+    torch.testing.assert_close(output, F.scaled_dot_product_attention(query, key, value))
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones_like(weights[..., 0]))
+
+    output, weights = weighted_lookup(scores, value, mask)  # some rows may allow nothing
+    ours, ours_weights = scaled_dot_product_attention(query, key, value, mask, need_weights=True)
+    torch.testing.assert_close(output, ours)
+    torch.testing.assert_close(weights, ours_weights)
+    assert (weights[~mask] == 0).all()
+
+
+def test_nothing_allowed_gives_zeros_forward_and_backward() -> None:
+    scores = torch.randn(2, 3, 4, requires_grad=True)
+    value = torch.randn(2, 4, 5, requires_grad=True)
+    mask = torch.ones(2, 1, 4, dtype=torch.bool)
+    mask[1] = False
+    output, weights = weighted_lookup(scores, value, mask)
+    output.square().sum().backward()
+    assert scores.grad is not None
+    assert value.grad is not None
+    for name, x in (("output", output), ("weights", weights), ("scores", scores.grad)):
+        assert (x[1] == 0).all(), f"{name}: {x[1]}"
+        assert (x[0] != 0).any(), f"{name} of the other sentence: {x[0]}"
+    assert (value.grad[1] == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 1), (3, 4), (1, 1, 4), (2, 1, 4), (2, 3, 1)])
+def test_masks_broadcast(shape: tuple[int, ...]) -> None:
+    scores, value = torch.randn(2, 3, 4), torch.randn(2, 4, 5)
+    mask = torch.rand(shape) > 0.5
+    output, weights = weighted_lookup(scores, value, mask)
+    expected, expected_weights = weighted_lookup(scores, value, mask.expand(2, 3, 4))
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(weights, expected_weights)
+
+
+def test_huge_scores_stay_finite() -> None:
+    output, weights = weighted_lookup(torch.tensor([[1e4, -1e4, 9e3]]), torch.eye(3))
+    assert output.tolist() == weights.tolist() == [[1.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("scores", "value", "mask", "message"),
+    [
+        (torch.ones(4), torch.ones(4, 5), None, "got 1 and 2"),
+        (torch.ones(2, 3, 4), torch.ones(4, 5), None, "got (2, 3, 4) and (4, 5)"),
+        (torch.ones(3, 4), torch.ones(3, 5), None, "got 4 keys and 3 values"),
+        (torch.ones(3, 4), torch.ones(4, 5).double(), None, "got torch.float32 and torch.float64"),
+        (torch.ones(3, 4).int(), torch.ones(4, 5).int(), None, "got torch.int32 and torch.int32"),
+        (torch.ones(3, 4), torch.ones(4, 5), torch.ones(3, 4), "allowed, got torch.float32"),
+        (torch.ones(3, 4), torch.ones(4, 5), torch.ones(4, 3).bool(), "(4, 3) does not broadcast"),
+        (torch.ones(3, 4), torch.ones(4, 5), torch.ones(1, 3, 4).bool(), "scores, (3, 4)"),
+    ],
+)
+def test_lookup_refuses_what_does_not_fit(
+    scores: Tensor, value: Tensor, mask: Tensor | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        weighted_lookup(scores, value, mask)
