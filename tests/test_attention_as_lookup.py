@@ -1,6 +1,11 @@
 """Chapter 2: the four similarities and the lookup, against the equations and torch, and what they refuse."""
 
+import math
 import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +17,14 @@ from torch import Tensor
 from transformer_lib import (
     AdditiveSimilarity,
     BilinearSimilarity,
+    checks,
     dot_similarity,
     scaled_dot_product_attention,
     scaled_dot_similarity,
     weighted_lookup,
 )
 
+SVG = "{http://www.w3.org/2000/svg}"
 sizes = st.integers(1, 5)
 
 
@@ -228,3 +235,198 @@ def test_lookup_refuses_what_does_not_fit(
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         weighted_lookup(scores, value, mask)
+
+
+# --- the drawings say what the code says
+
+
+def test_the_weights_in_the_drawing_are_the_softmax_of_its_scores() -> None:
+    drawing = Path(__file__).parent.parent / "transformer_lib" / "static" / "retrieval.svg"
+    texts = ["".join(text.itertext()) for text in ElementTree.parse(drawing).iter(f"{SVG}text")]
+    shown = [float(text.replace("−", "-")) for text in texts if re.fullmatch(r"[−\d]\d?", text)]
+    weights = [float(text) for text in texts if text.startswith(".")]
+    assert len(shown) == len(weights) == 4
+    expected = torch.tensor(shown).softmax(dim=0).tolist()
+    assert weights == [round(weight, 2) for weight in expected]
+
+
+# --- the checks of the exercises
+
+
+def length_mask(lengths: Tensor, longest: int) -> Tensor:
+    return torch.arange(longest) < lengths[:, None, None]
+
+
+def temperature(scores: Tensor, share: float) -> float:
+    cold, hot = 1e-6, 1e6
+    for _ in range(100):
+        middle = (cold * hot) ** 0.5
+        sharp = (scores / middle).softmax(dim=-1).max() > share
+        cold, hot = (middle, hot) if sharp else (cold, middle)
+    return middle
+
+
+def temperature_by_naive_exp(scores: Tensor, share: float) -> float:
+    def best(t: float) -> float:
+        exponentials = (scores / t).exp()
+        return (exponentials / exponentials.sum()).max().item()
+
+    return max((t for t in torch.logspace(-3, 2, 5000).tolist() if best(t) > share), default=1e-3)
+
+
+def additive(query: Tensor, key: Tensor, w_query: Tensor, w_key: Tensor, v: Tensor) -> Tensor:
+    added = (query @ w_query).unsqueeze(-2) + (key @ w_key).unsqueeze(-3)
+    return added.tanh() @ v
+
+
+Pairs = Iterator[tuple[float, Tensor]]
+
+
+def one_pass(pairs: Pairs) -> Tensor:
+    largest, weighted = next(pairs)
+    total = 1.0
+    for score, value in pairs:
+        new = max(largest, score)
+        repair, weight = math.exp(largest - new), math.exp(score - new)
+        total, weighted, largest = repair * total + weight, repair * weighted + weight * value, new
+    return weighted / total
+
+
+def one_pass_without_largest(pairs: Pairs) -> Tensor:
+    total, weighted = 0.0, torch.zeros(2)
+    for score, value in pairs:
+        total, weighted = total + math.exp(score), weighted + math.exp(score) * value
+    return weighted / total
+
+
+def one_pass_without_repair(pairs: Pairs) -> Tensor:
+    largest, weighted = next(pairs)
+    total = 1.0
+    for score, value in pairs:
+        largest = max(largest, score)
+        total += math.exp(score - largest)
+        weighted = weighted + math.exp(score - largest) * value
+    return weighted / total
+
+
+def one_pass_half_repaired(pairs: Pairs) -> Tensor:
+    largest, weighted = next(pairs)
+    total = 1.0
+    for score, value in pairs:
+        new = max(largest, score)
+        repair, weight = math.exp(largest - new), math.exp(score - new)
+        total, weighted, largest = total + weight, repair * weighted + weight * value, new
+    return weighted / total
+
+
+def one_pass_from_minus_infinity(pairs: Pairs) -> Tensor:
+    largest, total, weighted = -math.inf, 0.0, torch.zeros(2)
+    for score, value in pairs:
+        repair = torch.tensor(largest - max(largest, largest)).exp().item()
+        largest = max(largest, score)
+        weight = math.exp(score - largest)
+        total, weighted = repair * total + weight, repair * weighted + weight * value
+    return weighted / total
+
+
+def one_pass_sum(pairs: Pairs) -> Tensor:
+    return torch.stack([math.exp(score) * value for score, value in pairs]).sum(dim=0)
+
+
+def one_pass_mean(pairs: Pairs) -> Tensor:
+    return torch.stack([value for _, value in pairs]).mean(dim=0)
+
+
+RIGHT: dict[Callable[..., None], Callable[..., Any]] = {
+    checks.check_length_mask: length_mask,
+    checks.check_temperature: temperature,
+    checks.check_additive_similarity: additive,
+    checks.check_one_pass_lookup: one_pass,
+}
+WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
+    (checks.check_length_mask, lambda n, m: torch.arange(m) < n[:, None], "axis of length 1"),
+    (checks.check_length_mask, lambda n, m: length_mask(n, m).mT, "should have shape"),
+    (checks.check_length_mask, lambda n, m: length_mask(n, m).float(), "should be boolean"),
+    (checks.check_length_mask, lambda n, m: ~length_mask(n, m), "upside down"),
+    (checks.check_length_mask, lambda n, m: length_mask(n + 1, m), "one word too many"),
+    (checks.check_length_mask, lambda n, m: length_mask(n - 1, m), "one word too few"),
+    (checks.check_length_mask, lambda n, m: length_mask(n.clamp(min=1), m), "empty sentence"),
+    (checks.check_temperature, lambda s, p: 1 / temperature(s, p), "one over the temperature"),
+    (checks.check_temperature, lambda s, p: 0.0, "positive number, got 0"),
+    (checks.check_temperature, lambda s, p: 0.5, "yours is 0.500"),
+    (checks.check_temperature, lambda s, p: 1 / math.log(99), "ten times as high"),
+    (checks.check_temperature, lambda s, p: min(temperature(s, p), 1.0), "reach that far"),
+    (checks.check_temperature, temperature_by_naive_exp, "subtract the largest"),
+    (
+        checks.check_temperature,
+        lambda s, p: (
+            (s.topk(2).values[0] - s.topk(2).values[1]).item() / math.log(p / (1 - p) or 1)
+            if p > 0.5
+            else 0.1
+        ),
+        "do all the keys count",
+    ),
+    (checks.check_temperature, lambda s, p: temperature(s, 0.99), "does the share"),
+    (checks.check_additive_similarity, lambda *a: additive(*a).mT, "transposed"),
+    (
+        checks.check_additive_similarity,
+        lambda q, k, a, b, v: ((q @ a)[:, None] + (k @ b)[None]).tanh(),
+        "still a vector",
+    ),
+    (
+        checks.check_additive_similarity,
+        lambda q, k, a, b, v: ((q @ a)[:, None] + (k @ b)[None]) @ v,
+        "tanh is missing: without it",
+    ),
+    (
+        checks.check_additive_similarity,
+        lambda q, k, a, b, v: ((q @ a)[:, None] + (k @ b)[None]).sum(dim=-1),
+        "and so is v",
+    ),
+    (
+        checks.check_additive_similarity,
+        lambda q, k, a, b, v: ((q @ a)[:, None] + (k @ b)[None]).tanh().sum(dim=-1),
+        "v is missing",
+    ),
+    (
+        checks.check_additive_similarity,
+        lambda q, k, a, b, v: (((q @ a)[:, None] + (k @ b)[None]) @ v).tanh(),
+        "stands outside",
+    ),
+    (
+        checks.check_additive_similarity,
+        lambda q, k, a, b, v: ((q @ a).tanh()[:, None] + (k @ b).tanh()[None]) @ v,
+        "before the sum",
+    ),
+    (checks.check_additive_similarity, lambda q, k, a, b, v: additive(q, k, a, -b, v), "the maps"),
+    (
+        checks.check_additive_similarity,
+        lambda q, k, a, b, v: (
+            ((q @ a)[:, None] + (k @ b)[None]).tanh() @ v if q.dim() == 2 else torch.zeros(7, 3, 5)
+        ),
+        "a batch is off",
+    ),
+    (checks.check_one_pass_lookup, one_pass_sum, "its value must come out"),
+    (checks.check_one_pass_lookup, one_pass_mean, "falling scores are off"),
+    (checks.check_one_pass_lookup, one_pass_without_largest, "an exponential overflows"),
+    (checks.check_one_pass_lookup, one_pass_without_repair, "rising ones are off"),
+    (checks.check_one_pass_lookup, one_pass_half_repaired, "rising ones are off"),
+    (checks.check_one_pass_lookup, one_pass_from_minus_infinity, "mind the start"),
+    (checks.check_one_pass_lookup, lambda pairs: one_pass(pairs) * 2, "one pair its value"),
+]
+
+
+@pytest.mark.parametrize("check", RIGHT, ids=lambda check: check.__name__)
+def test_a_right_solution_passes(
+    check: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(RIGHT[check])
+    assert capsys.readouterr().out.endswith(": every check passed.\n")
+
+
+@pytest.mark.parametrize(("check", "attempt", "message"), WRONG, ids=[w[2] for w in WRONG])
+def test_a_wrong_solution_is_told_why(
+    check: Callable[..., None], attempt: Callable[..., Any], message: str
+) -> None:
+    with pytest.raises(AssertionError, match=re.escape(message)):
+        check(attempt)

@@ -81,6 +81,35 @@ def _check_lookup(scores: Tensor, value: Tensor, mask: Tensor | None) -> None:
         )
 
 
+def weighted_lookup(
+    scores: Tensor, value: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Turn scores into weights with a softmax over the keys, and average the values with them.
+
+    Args:
+        scores: how well each key fits each query, shape (..., queries, keys).
+        value: one for each key, shape (..., keys, d_v).
+        mask: boolean, broadcastable to (..., queries, keys), True where attention is allowed.
+
+    Returns:
+        The output, shape (..., queries, d_v), and the weights, shape (..., queries, keys). Each
+        row of weights adds up to 1; a query whose every key is forbidden gets zeros in both.
+
+    Raises:
+        ValueError: if shapes, dtypes or devices do not fit together.
+    """
+    _check_lookup(scores, value, mask)
+    if mask is None:
+        weights = scores.softmax(dim=-1)  # (..., queries, keys)
+    else:
+        has_key = mask.any(dim=-1, keepdim=True)  # (..., queries, 1)
+        # A softmax over nothing is NaN: open such a row, and wipe it afterwards.
+        closed = ~mask & has_key  # (..., queries, keys)
+        weights = scores.masked_fill(closed, float("-inf")).softmax(dim=-1)
+        weights = weights.masked_fill(~has_key, 0.0)  # (..., queries, keys)
+    return weights @ value, weights  # (..., queries, d_v), (..., queries, keys)
+
+
 def dot_similarity(query: Tensor, key: Tensor) -> Tensor:
     """Score every key by its dot product with every query (Luong et al., 2015, score "dot").
 
@@ -215,35 +244,6 @@ class AdditiveSimilarity(nn.Module):
         """
         _check_pair(query, key, self.query_dim, self.key_dim)
         return self.score(query, self.project_keys(key))
-
-
-def weighted_lookup(
-    scores: Tensor, value: Tensor, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Turn scores into weights with a softmax over the keys, and average the values with them.
-
-    Args:
-        scores: how well each key fits each query, shape (..., queries, keys).
-        value: one for each key, shape (..., keys, d_v).
-        mask: boolean, broadcastable to (..., queries, keys), True where attention is allowed.
-
-    Returns:
-        The output, shape (..., queries, d_v), and the weights, shape (..., queries, keys). Each
-        row of weights adds up to 1; a query whose every key is forbidden gets zeros in both.
-
-    Raises:
-        ValueError: if shapes, dtypes or devices do not fit together.
-    """
-    _check_lookup(scores, value, mask)
-    if mask is None:
-        weights = scores.softmax(dim=-1)  # (..., queries, keys)
-    else:
-        has_key = mask.any(dim=-1, keepdim=True)  # (..., queries, 1)
-        # A softmax over nothing is NaN: open such a row, and wipe it afterwards.
-        closed = ~mask & has_key  # (..., queries, keys)
-        weights = scores.masked_fill(closed, float("-inf")).softmax(dim=-1)
-        weights = weights.masked_fill(~has_key, 0.0)  # (..., queries, keys)
-    return weights @ value, weights  # (..., queries, d_v), (..., queries, keys)
 
 
 def padding_mask(tokens: Tensor, pad_id: int) -> Tensor:
