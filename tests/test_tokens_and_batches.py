@@ -132,7 +132,9 @@ def test_a_broken_file_names_itself_and_the_line(
         read_pairs(path)
 
 
-@pytest.mark.parametrize("content", [b"a\tb\n", gzip.compress(b"a\tb\n" * 99)[:-12]], ids=["not gzip", "cut short"])
+@pytest.mark.parametrize(
+    "content", [b"a\tb\n", gzip.compress(b"a\tb\n" * 99)[:-12]], ids=["not gzip", "cut short"]
+)
 def test_a_broken_gzip_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "mine.tsv.gz").write_bytes(content)
     with pytest.raises(ValueError, match=r"mine\.tsv\.gz is not a whole gzip file"):

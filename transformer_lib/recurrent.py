@@ -252,12 +252,16 @@ class RecurrentTranslator(nn.Module):
             the left knows there, and what the one from the right knows. Zeros at padding.
 
         Raises:
-            ValueError: if a row is nothing but padding, or source is not fit to be embedded.
+            ValueError: if a row is nothing but padding or not padded on the right, or source is not
+                fit to be embedded.
         """
         embedded = self.embedding(source)  # (batch, source, d_model)
-        lengths = (source != self.config.pad_id).sum(dim=1)  # (batch,)
+        real = source != self.config.pad_id  # (batch, source)
+        lengths = real.sum(dim=1)  # (batch,)
         if lengths.min() < 1:
             raise ValueError(f"row {int(lengths.argmin())} of the source is nothing but padding")
+        if (real[:, 1:] & ~real[:, :-1]).any():
+            raise ValueError(f"source must be padded on the right, got {source.tolist()}")
         packed = nn.utils.rnn.pack_padded_sequence(
             embedded, lengths.cpu(), batch_first=True, enforce_sorted=False
         )
@@ -308,6 +312,11 @@ class RecurrentTranslator(nn.Module):
         Raises:
             ValueError: if embedded and state do not fit together.
         """
+        if embedded.shape != state.hidden.shape:
+            raise ValueError(
+                f"embedded must be (batch, d_model) as the state is, got {tuple(embedded.shape)} "
+                f"for a state of {state.hidden.size(0)} rows and width {state.hidden.size(1)}"
+            )
         context, weights = state.summary, None  # (batch, d_model)
         if self.similarity is not None and state.keys is not None:
             query = state.hidden[:, None]  # (batch, 1, d_model): one query
