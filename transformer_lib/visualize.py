@@ -298,15 +298,14 @@ def plot_heat_map(
     ax.imshow(picture, cmap="gray", vmin=0.0, vmax=1.0, extent=edges, aspect="equal")
     if weights is not None:
         heat = (weights / weights.max()).detach().cpu().float().numpy()  # (rows, columns)
-        color = to_rgba(PALETTE["attention"])[:3]
-        over = [[(*color, 0.85 * value) for value in row] for row in heat.tolist()]
+        red, green, blue, _ = to_rgba(PALETTE["attention"])
+        over = [[(red, green, blue, 0.85 * value) for value in row] for row in heat.tolist()]
         ax.imshow(over, extent=edges, aspect="equal", interpolation="nearest")
     if box is not None:
         top, left, bottom, right = box.tolist()
-        corner, color = (left, top), PALETTE["feed_forward"]
-        ax.add_patch(
-            Rectangle(corner, right - left, bottom - top, fill=False, edgecolor=color, linewidth=2)
-        )
+        frame = Rectangle((left, top), right - left, bottom - top, fill=False, linewidth=2)
+        frame.set_edgecolor(PALETTE["feed_forward"])
+        ax.add_patch(frame)
     ax.set_axis_off()
     ax.set_title(title)
     return ax
