@@ -235,7 +235,7 @@ def test_a_heat_map_lies_over_the_picture_and_the_box() -> None:
         assert tuple(picture.get_extent()) == tuple(heat.get_extent()) == (0, 12, 8, 0)
         over = torch.tensor(heat.get_array())
         assert over.shape == (2, 3, 4)
-        assert over[0, 2, 3] > 0.8, "the largest weight is opaque"
+        assert over[0, 2, 3] > 0.7, "the largest weight is all but opaque"
         assert over[..., 3].sum() == over[0, 2, 3], "no weight, no color"
         assert over[0, 2, :3].tolist() == pytest.approx(to_rgb(PALETTE["attention"]))
         [frame] = ax.patches

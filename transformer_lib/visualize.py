@@ -299,7 +299,7 @@ def plot_heat_map(
     if weights is not None:
         heat = (weights / weights.max()).detach().cpu().float().numpy()  # (rows, columns)
         red, green, blue, _ = to_rgba(PALETTE["attention"])
-        over = [[(red, green, blue, 0.85 * value) for value in row] for row in heat.tolist()]
+        over = [[(red, green, blue, 0.75 * value) for value in row] for row in heat.tolist()]
         ax.imshow(over, extent=edges, aspect="equal", interpolation="nearest")
     if box is not None:
         top, left, bottom, right = box.tolist()
