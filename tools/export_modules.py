@@ -37,6 +37,7 @@ MODULES = {
     "tokenizer": "Byte-pair encoding with one vocabulary for both languages.",
     "training": "Loss, learning-rate schedule and the training loop.",
     "transformer": "Encoder, decoder and the whole Transformer.",
+    "vision": "Small pictures in clutter, and attention that pools their patches.",
     "visualize": "Palette, plot style, diagrams and pictures of attention.",
 }
 # Imported by name where they are needed: `import transformer_lib` must not load matplotlib, nor the exercises' checks.

@@ -1,6 +1,6 @@
 """Palette, plot style, diagrams and pictures of attention.
 
-Written from chapters 0, 5, 6 of the book: edit the chapter, then `make sync`.
+Written from chapters 0, 4, 5, 6 of the book: edit the chapter, then `make sync`.
 """
 
 import xml.etree.ElementTree as ElementTree
@@ -14,6 +14,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from transformer_lib.attention import MultiHeadAttention
@@ -23,6 +25,7 @@ __all__ = [
     "Diagram",
     "diagram",
     "plot_attention",
+    "plot_heat_map",
     "record_attention",
     "transformer_map",
     "use_book_style",
@@ -253,6 +256,59 @@ def transformer_map(chapter: int) -> Diagram:
         )
         caption += " Dashed: still to come." if chapter < 13 else ""
     return _draw("transformer", filled, (), labels, emphasized, caption)
+
+
+def plot_heat_map(
+    image: Tensor,
+    weights: Tensor | None = None,
+    box: Tensor | None = None,
+    ax: Axes | None = None,
+    title: str = "",
+) -> Axes:
+    """Draw a picture, the attention over its patches as orange on top, and a box in blue.
+
+    Args:
+        image: (height, width), from 0 (black) to 1 (white).
+        weights: one for each patch, (patch rows, patch columns); the largest is drawn fully orange.
+        box: top, left, bottom and right of a rectangle, in pixels, the last two outside of it.
+        ax: where to draw; a new figure if None.
+        title: what stands above the picture.
+
+    Returns:
+        The axes that were drawn on.
+
+    Raises:
+        ValueError: if image or weights is no matrix, or the patches do not divide the image.
+    """
+    if image.dim() != 2:
+        raise ValueError(f"image must be (height, width), got {tuple(image.shape)}")
+    height, width = image.shape
+    if weights is not None and (
+        weights.dim() != 2 or height % weights.size(0) or width % weights.size(1)
+    ):
+        raise ValueError(
+            f"weights of shape {tuple(weights.shape)} do not divide "
+            f"an image of shape {tuple(image.shape)} into patches"
+        )
+    if ax is None:
+        _, ax = plt.subplots(figsize=(3.2, 3.5))
+    picture = image.detach().cpu().float().numpy()  # (height, width)
+    # Pixels are squares with whole numbers at their edges, so that a box lies between pixels.
+    edges = (0, width, height, 0)
+    ax.imshow(picture, cmap="gray", vmin=0.0, vmax=1.0, extent=edges, aspect="equal")
+    if weights is not None:
+        heat = (weights / weights.max()).detach().cpu().float().numpy()  # (rows, columns)
+        red, green, blue, _ = to_rgba(PALETTE["attention"])
+        over = [[(red, green, blue, 0.75 * value) for value in row] for row in heat.tolist()]
+        ax.imshow(over, extent=edges, aspect="equal", interpolation="nearest")
+    if box is not None:
+        top, left, bottom, right = box.tolist()
+        frame = Rectangle((left, top), right - left, bottom - top, fill=False, linewidth=2)
+        frame.set_edgecolor(PALETTE["feed_forward"])
+        ax.add_patch(frame)
+    ax.set_axis_off()
+    ax.set_title(title)
+    return ax
 
 
 def plot_attention(
