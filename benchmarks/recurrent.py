@@ -5,9 +5,9 @@
     python benchmarks/recurrent.py --part same_time      chapter 15: recurrent and Transformer, for the same time
     python benchmarks/recurrent.py --part shipped        chapter 3: a small one with attention, its weights shipped
 
-Writes transformer_lib/data/recurrent.json and transformer_lib/pretrained/recurrent. Scores are on the test pairs, decoded
-greedily; BLEU also by the number of words in the source. Time is that of one thread on its processor, so that a busy
-machine matters less; a step's is measured in turns.
+Writes transformer_lib/data/recurrent.json and transformer_lib/pretrained/recurrent. Scores are on the test pairs,
+decoded greedily; BLEU also by the number of words in the source. Time is that of one thread on its processor, so that
+a busy machine matters less; a step's is measured in turns.
 """
 
 import argparse
