@@ -45,9 +45,10 @@ train: $(READY)  ## train the shipped translator anew (an hour or two; interrupt
 	mkdir -p transformer_lib/pretrained/de-en
 	cp build/de-en/weights.safetensors build/de-en/tokenizer.json build/de-en/training.json transformer_lib/pretrained/de-en
 
-tried: $(READY)  ## train the variants and the rivals that chapter 15 shows, anew (an hour)
+tried: $(READY)  ## train the variants and the rivals that chapters 3 and 15 show, anew (three hours)
 	$(BIN)/python benchmarks/tried.py
 	$(BIN)/python benchmarks/translators.py
+	$(BIN)/python benchmarks/recurrent.py
 
 .venv-bench/ready: $(READY) benchmarks/requirements.txt
 	$(PYTHON) -m venv .venv-bench

@@ -2245,7 +2245,17 @@ def check_teacher_forcing(attempt: Callable[[list[list[int]]], tuple[Tensor, Ten
     assert wanted.tolist() == [[5, 6, 7, 2]], (
         f"it should say 5 6 7 <eos>, yours says {wanted[0].tolist()}"
     )
+    assert given.dtype == wanted.dtype == torch.long, (
+        f"ids are integers, yours are {given.dtype} and {wanted.dtype}"
+    )
     given, wanted = attempt([[5, 6, 7], [8]])
+    other_order = attempt([[8], [5, 6, 7]])
+    assert tuple(other_order[0].shape) == (2, 4), (
+        "the longest sentence need not come first: the rows are as long as it, plus one"
+    )
+    assert torch.equal(other_order[1].flip(0), wanted), (
+        "rows should keep the order of the sentences"
+    )
     assert wanted[1].tolist() != [8, 0, 0, 2], (
         "<eos> comes right after the sentence, the padding after it"
     )
@@ -2308,6 +2318,10 @@ def check_smoothed_loss(attempt: Callable[[Tensor, Tensor, float, int], Tensor])
         "this is the mean of the sentences' means: every token should count the same"
     )
     assert abs(got - per_token) < 1e-3, f"three real tokens, mean {per_token:.4f}, yours {got:.4f}"
+    got = float(attempt(torch.zeros(1, 2, 6), torch.tensor([[0, 5]]), 0.1, 5))
+    assert abs(got - math.log(6)) < 1e-3, (
+        f"with 6 entries and padding id 5 it is log 6 = {math.log(6):.4f}, yours {got:.4f}: both are arguments"
+    )
 
 
 @diagnostic("Exercise 14.3")
@@ -2369,7 +2383,10 @@ def check_clip(attempt: Callable[[list[Tensor], float], Tensor]) -> None:
     attempt(parameters, 20.0)
     got = gradients(parameters)
     assert got == [3.0, 4.0, 12.0], f"a gradient that is short enough must stay, yours became {got}"
-    attempt([*make(), torch.zeros(1, requires_grad=True)], 1.0)  # the last one has no gradient
+    parameters = make()
+    attempt([torch.zeros(1, requires_grad=True), *parameters], 6.5)  # the first has no gradient
+    got = gradients(parameters)
+    assert abs(got[2] - 6) < 1e-3, f"a parameter without a gradient must not stop the rest: {got}"
 
 
 @diagnostic("Exercise 15.1")
@@ -2387,6 +2404,9 @@ def check_unigram_loss(attempt: Callable[[list[int], list[int], int], float]) ->
         f"token 1 seen twice, 3 tokens in all: p = (2 + 1) / (2 + 3), so {expected:.3f}, yours is {attempt([1, 1], [1], 3):.3f}"
     )
     assert close([1, 1], [2], 3, -math.log(1 / 5)), "a token that was never seen has p = 1 / 5 here"
+    assert close([1, 1], [2], 5, math.log(7)), (
+        "with 5 entries a token never seen has p = 1 / (2 + 5)"
+    )
     assert close([1, 1], [1, 1, 2, 2], 3, 0.5 * (expected + math.log(5))), (
         "the mean is over the held-out tokens; the counts come from the training tokens only"
     )
@@ -2489,6 +2509,10 @@ def check_overlap_by_length(
     assert one("", "a b") == 0.0, "an empty translation has an overlap of 0"
     answer = attempt(["a", "x", "a b c"], ["a", "a b", "a b c"], [1, 3, 9])
     assert 9 not in answer, "a group without a sentence should be left out"
+    answer_by_reference = attempt(["a b c d"], ["a"], [1, 3])
+    assert list(answer_by_reference) == [1], (
+        "a reference of 1 word belongs to group 1, however long the translation is"
+    )
     assert abs(answer[1] - 0.5) < 1e-6, (
         f"references of 1 and 2 words are in group 1, with mean 0.5, yours is {answer[1]}"
     )
@@ -2529,6 +2553,7 @@ def check_top_p(attempt: Callable[[Tensor, float], Tensor]) -> None:
     assert torch.equal(probability, before), "the tensor that came in was changed: return a new one"
     assert torch.allclose(everything, probability), "p = 1 keeps every token"
     first = attempt(probability, 0.3)
+    assert torch.equal(probability, before), "the tensor that came in was changed: return a new one"
     assert first.count_nonzero() > 0, (
         "p = 0.3 kept nothing: the token that crosses p belongs to the kept ones"
     )
@@ -2583,7 +2608,30 @@ def check_beam_search(
     )
     assert found == [0, 0, 1], f"the likeliest sentence is [0, 0, 1], yours is {found}"
     endless = table({(0,) * n: [0.9, 0.05, 0.05] for n in range(9)})
-    assert len(attempt(endless, 2, end, 4)) <= 4, "no sentence may have more tokens than the limit"
+    assert attempt(endless, 2, end, 4) == [], (
+        "of at most 4 tokens, the end counted, [] is the likeliest finished sentence, with 0.05: "
+        "an unfinished sentence is no answer, however likely"
+    )
+    limited = table({(): [0.9, 0.09, 0.01], (0,): [0.9, 0.09, 0.01], (0, 0): [0.01, 0.01, 0.98]})
+    found = attempt(limited, 2, end, 2)
+    assert found != [0, 0], "[0, 0] and its end are 3 tokens, and the limit was 2"
+    assert found == [1], f"of at most 2 tokens, the end counted, [1] is the likeliest, not {found}"
+    assert attempt(limited, 2, end, 3) == [0, 0], (
+        "[0, 0] and its end are 3 tokens, as many as allowed"
+    )
+    narrow = table(
+        {
+            (): [0.55, 0.44, 0.01],
+            (0,): [0.5, 0.49, 0.01],
+            (1,): [0.5, 0.49, 0.01],
+            (0, 0): [0.5, 0.4, 0.1],
+            (0, 1): [0.5, 0.4, 0.1],
+        }
+    )
+    assert attempt(narrow, 4, end, 5) == [1, 0], "a beam of 4 finds [1, 0], with 0.22"
+    assert attempt(narrow, 2, end, 5) == [0, 0, 0], (
+        "a beam of 2 goes on with the two likeliest beginnings only and loses [1, 0]; does yours keep more?"
+    )
 
 
 @diagnostic("Exercise 17.1")
@@ -2605,6 +2653,10 @@ def check_clipped_matches(
     assert answer == (2, 3), f"'a b c d' against 'b c d a', runs of 2: (2, 3), yours {answer}"
     answer = attempt(["a"], [["a", "b"]], 2)
     assert answer == (0, 0), f"one word has no run of 2: (0, 0), yours {answer}"
+    answer = attempt(["a", "b"], [["a"], ["b"]], 1)
+    assert answer == (2, 2), (
+        f"each run may use the reference that has it most often: (2, 2), yours {answer}"
+    )
 
 
 @diagnostic("Exercise 17.2")
@@ -2631,6 +2683,10 @@ def check_brevity_penalty(attempt: Callable[[list[int], list[list[int]]], float]
     )
     answer = attempt([8], [[10, 6]])
     assert answer == 1, f"8 words for 10 or 6, equally close: the shorter, so 1, yours {answer}"
+    answer = attempt([8], [[6, 10]])
+    assert answer == 1, f"8 words for 6 or 10, equally close: the shorter, so 1, yours {answer}"
+    answer = attempt([5, 5], [[5, 9], [9, 5]])
+    assert answer == 1, f"each sentence has a reference of its own length, so 1, yours {answer}"
     answer = attempt([0], [[5]])
     assert answer == 0, f"no words at all: 0, yours {answer}"
 
@@ -2673,13 +2729,17 @@ def check_paired_bootstrap(
     other = torch.cat([torch.ones(50, 1), right + noise - noise.mean()], dim=1)  # (sentences, 2)
     shares = [attempt(better, other, score, 200, seed) for seed in (1, 1, 2)]
     assert shares[0] == shares[1], f"the same seed should give the same share, not {shares[:2]}"
+    drawn.clear()
+    attempt(better, other, score, 1, 1)
+    attempt(better, other, score, 1, 2)
+    assert not torch.equal(drawn[0], drawn[2]), "another seed should draw other sentences"
     assert 0.3 < shares[2] < 0.7, f"equal on average, it wins in about half: yours {shares[2]}"
 
 
 @diagnostic("Exercise 17.4")
 def check_layer_flops(attempt: Callable[[int, int, int], int]) -> None:
     """Check the FLOPs of an encoder layer against torch's counter."""
-    for length, d_model, d_ff in ((5, 8, 24), (11, 16, 48)):
+    for length, d_model, d_ff in ((5, 8, 24), (11, 16, 40)):
         layer = EncoderLayer(d_model, 2, d_ff)
         counter = FlopCounterMode(display=False)
         with sdpa_kernel(SDPBackend.MATH), counter:

@@ -211,7 +211,7 @@ def bootstrap_interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Say between which values BLEU lies if the test set had been another of the same kind.
+    """Say between which values BLEU would probably lie on another test set of the same kind.
 
     The percentile bootstrap (Koehn, 2004): draw as many sentences as there are, with replacement,
     score them, repeat. Each sentence is counted once; a resample adds up counts.

@@ -417,7 +417,8 @@ def train(
         batches: at least steps * accumulate of them; endless_batches makes them.
         steps: how many steps to take in all, those before an interruption counted.
         warmup_steps: where the paper's learning rate peaks.
-        cool_down_steps: over this many last steps the rate also falls in a straight line to zero.
+        cool_down_steps: over this many last steps the rate is also multiplied by a factor that falls from 1
+            to nearly 0.
         label_smoothing: share of the target spread over the whole vocabulary.
         accumulate: how many batches make a step; their tokens count as those of one batch.
         max_norm: a longer gradient is shortened to this length; None leaves it alone.
