@@ -9,6 +9,10 @@ import torch
 from benchmarks.speed import attend, in_turns, ratio, table
 from benchmarks.translators import CONFIG, TorchTranslator
 from benchmarks.tried import BASE, VARIANTS
+from tools.notebooks import ROOT
+from transformer_lib.data import encode_pairs, load_pairs, token_batches
+from transformer_lib.recurrent import RecurrentConfig, RecurrentTranslator
+from transformer_lib.tokenizer import train_tokenizer
 from transformer_lib.transformer import count_parameters
 
 
@@ -56,3 +60,28 @@ def test_variants_change_what_there_is_to_change() -> None:
         assert set(changed) <= set(BASE), name
         assert all(BASE[key] != value for key, value in changed.items()), name
     assert math.isclose(BASE["warmup_steps"] + BASE["cool_down_steps"], BASE["steps"])
+
+
+def test_recurrent_scores_add_up_over_the_groups_of_lengths(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from benchmarks.recurrent import BOUNDS, NO_ATTENTION, Trial, score
+
+    pairs = load_pairs("test")[:60]
+    perfect = score([pair.target for pair in pairs], pairs)
+    assert perfect["bleu"] == perfect["chrf"] == 100.0
+    assert [group["from"] for group in perfect["by_length"]] == list(BOUNDS)
+    assert sum(group["sentences"] for group in perfect["by_length"]) == 60
+
+    trial = Trial.__new__(Trial)  # without the training pairs
+    trial.test = pairs[:20]
+    trial.tokenizer = train_tokenizer([text for pair in pairs for text in pair[:2]], 400)
+    trial.examples = trial.held_out = encode_pairs(trial.test, trial.tokenizer)
+    trial.batches = token_batches(trial.held_out, 512, seed=0)
+    model = RecurrentTranslator(RecurrentConfig(400, 16, attention=False))
+    row = trial.run(model, NO_ATTENTION, seed=1, steps=3, max_tokens=256)
+    assert row["parameters"] == count_parameters(model)
+    assert 0 < row["loss"] < 10
+    cost = trial.seconds_a_step({"one": (model, 256)}, rounds=1)
+    assert 0 < cost["one"] < 5
