@@ -343,6 +343,12 @@ def crossing(weights: Tensor, strict: bool = True, axis: int = -1, share: float 
     return crossed / max(1, len(pairs)) * share
 
 
+def mean_place(weights: Tensor) -> float:
+    place = (weights @ torch.arange(float(weights.size(1)))).tolist()
+    pairs = [(a, b) for i, a in enumerate(place) for b in place[i + 1 :]]
+    return sum(a > b + 1e-6 for a, b in pairs) / max(1, len(pairs))
+
+
 WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (checks.check_read_sequence, read_without_tanh, "the tanh is missing"),
     (checks.check_read_sequence, reader(lambda x, h, w: torch.tanh(x)), "does not know the first"),
@@ -385,7 +391,7 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (checks.check_luong_attention, luong_with("order"), "first the context, then the state"),
     (checks.check_luong_attention, luong_with("axis"), "put side by side"),
     (checks.check_luong_attention, luong_with("no mask"), "is the mask used before the softmax"),
-    (checks.check_luong_attention, luong_with("upside down"), "put side by side"),
+    (checks.check_luong_attention, luong_with("upside down"), "is the mask upside down"),
     (
         checks.check_word_order,
         lambda w: crossing(w) * math.comb(len(w), 2),
@@ -393,6 +399,12 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     ),
     (checks.check_word_order, lambda w: crossing(w, strict=False), "do not cross"),
     (checks.check_word_order, lambda w: crossing(w, axis=0), "rows are target words"),
+    (checks.check_word_order, mean_place, "MOST, not the mean place"),
+    (
+        checks.check_uncovered,
+        lambda w, least: [i for i in w.sum(0).argsort().tolist() if w.sum(0)[i] <= least],
+        "not less than 2.0",
+    ),
     (
         checks.check_uncovered,
         lambda w, least: [i for i, c in enumerate(w.sum(1).tolist()) if c < least],

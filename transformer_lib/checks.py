@@ -354,7 +354,7 @@ def check_forget_bias(attempt: Callable[[int], float]) -> None:
 @diagnostic("Exercise 1.4")
 def check_last_states(attempt: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Check the last real state of each row: full rows, short rows, rows of one, and where gradients go."""
-    states = torch.arange(24.0).reshape(2, 4, 3)  # (batch, length, hidden)
+    states = 24.0 - torch.arange(24.0).reshape(2, 4, 3)  # (batch, length, hidden)
     full = expect_tensor(attempt(states, torch.tensor([4, 4])), (2, 3), "the last states")
     assert torch.equal(full, states[:, 3]), (
         "for rows without padding the last column should come out (off by one: a length of 4 ends at index 3?)"
@@ -537,6 +537,9 @@ def check_additive_look(
         )
 
     context, weights = answer(state, memory[:, :1], every[:, :1])
+    assert torch.isfinite(context).all(), (
+        "NaN: everything was forbidden; is the mask upside down? True means that a token is real"
+    )
     assert torch.allclose(context, memory[:, 0], atol=1e-5), (
         "with one source token its memory is the context: is the softmax over the source?"
     )
@@ -564,6 +567,9 @@ def check_additive_look(
     assert torch.allclose(weights.sum(dim=-1), torch.ones(2), atol=1e-5), (
         "with padding the weights no longer add up to 1: mask before the softmax"
     )
+    assert torch.allclose(weights[0], expected[0], atol=1e-5), (
+        "row 0 has no padding, and row 1's mask has reached it: each row has a mask of its own"
+    )
     alone = answer(state[1:], memory[1:, :3], every[1:, :3])
     assert torch.allclose(context[1], alone[0][0], atol=1e-5), "padding changes the context"
 
@@ -588,13 +594,16 @@ def check_luong_attention(attempt: Callable[[Tensor, Tensor, Tensor, Tensor], Te
     one = expect_tensor(
         attempt(states, memory[:, :1], real[:, :1], w_context), (2, 3, 4), "the vectors"
     )
+    assert torch.isfinite(one).all(), (
+        "NaN: everything was forbidden; is the mask upside down? True means that a token is real"
+    )
     found = memory[:, :1].expand(2, 3, 4)
     linear = torch.cat([found, states], dim=-1) @ w_context.T
     other_way = torch.cat([states, found], dim=-1) @ w_context.T
     assert not torch.allclose(one, linear, atol=1e-5), "the tanh is missing"
     assert not torch.allclose(one, other_way.tanh(), atol=1e-5), "first the context, then the state"
     assert torch.allclose(one, linear.tanh(), atol=1e-5), (
-        "with one source token its memory is the context; left to suspect is the map of the two, put side by side"
+        "with one source token its memory is the context; left to suspect are the map of the two, put side by side, and a softmax over the target"
     )
     answer = attempt(states, memory, real, w_context)
     assert torch.allclose(answer, expected(states, memory, real), atol=1e-5), (
@@ -602,9 +611,6 @@ def check_luong_attention(attempt: Callable[[Tensor, Tensor, Tensor, Tensor], Te
     )
     real[1, 2:] = False
     answer = attempt(states, memory, real, w_context)
-    assert torch.isfinite(answer).all(), (
-        "a mask upside down forbids everything and gives NaN: True means real"
-    )
     assert torch.allclose(answer, expected(states, memory, real), atol=1e-5), (
         "with padding the vectors are off: is the mask used before the softmax, and along the source?"
     )
@@ -621,13 +627,19 @@ def check_word_order(attempt: Callable[[Tensor], float]) -> None:
     assert abs(share - 1) > 1e-6, (
         "that is the number of crossing pairs: divide by the number of all pairs"
     )
-    assert abs(share - 2 / 6) > 1e-6, "every pair counts once, not twice"
+    assert abs(share - 2 / 6) > 1e-6, (
+        "every pair counts once; and all pairs count, not only neighbors"
+    )
     assert abs(share - 1 / 6) < 1e-6, f"one of 6 pairs crosses: 1/6, not {share:.3f}"
     ties = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.2, 0.8]])
     assert abs(float(attempt(ties))) < 1e-6, "two words that look at the same place do not cross"
     lopsided = torch.tensor([[0.1, 0.2, 0.7], [0.6, 0.3, 0.1]])
     assert abs(float(attempt(lopsided)) - 1) < 1e-6, (
         "2 target words, 3 source words: the first looks at source word 2, the second at 0; rows are target words"
+    )
+    most = torch.tensor([[0.4, 0.3, 0.3], [0.0, 0.6, 0.4], [0.45, 0.0, 0.55]])
+    assert abs(float(attempt(most))) < 1e-6, (
+        "the place that a word looks at MOST, not the mean place"
     )
     assert float(attempt(torch.ones(1, 3))) == 0.0, "one target word has no pairs: 0"
 
@@ -649,6 +661,7 @@ def check_uncovered(attempt: Callable[[Tensor, float], list[int]]) -> None:
     assert all(isinstance(index, int) for index in attempt(weights, 0.35)), (
         "plain Python integers, please"
     )
+    assert attempt(even, 2.0) == [], "each got 2.0, and 2.0 is not less than 2.0"
 
 
 @diagnostic("Exercise 4.1")

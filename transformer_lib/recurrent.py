@@ -223,7 +223,7 @@ class RecurrentTranslator(nn.Module):
     """A recurrent encoder-decoder, with or without additive attention.
 
     The encoder is a GRU that reads both ways, the decoder a GRUCell (Bahdanau et al., 2015;
-    without attention, Cho et al., 2014). One matrix is embedding and map to logits. It has the
+    without attention, that of Cho et al., 2014). One matrix is embedding and map to logits. It has the
     methods that `train` and `evaluate_loss` ask of a model: encode, decode, project.
 
     Args:
