@@ -30,6 +30,9 @@ PROOF = ROOT / "build" / "proof"
 # Seconds that a chapter may take on 2 cores without a GPU.
 BUDGET = {15: 270}
 DEFAULT_BUDGET = 60
+# The run time stored in a chapter is held to its budget. A proof may run on a machine that is busy with other things,
+# and fails only beyond this many times the budget.
+PATIENCE = 2
 ALONE = {
     15
 }  # these train for minutes and get both cores; the others run two at a time, one thread each
@@ -292,8 +295,10 @@ def prove(paths: list[Path], seed: int) -> int:
         try:
             seconds = run(path, PROOF / path.name, python, {"SEED": seed + number(path)}, threads)
             print(f"{path.name:45s} {seconds:5.0f} s of {budget(path)}", flush=True)
-            if seconds > budget(path):
-                failures.append(f"{path.name} took {seconds:.0f} s, more than its {budget(path)} s")
+            if seconds > PATIENCE * budget(path):
+                failures.append(
+                    f"{path.name} took {seconds:.0f} s, far more than its {budget(path)} s"
+                )
         except RuntimeError as error:
             failures.append(str(error))
             print(f"{path.name:45s} FAILED", flush=True)
