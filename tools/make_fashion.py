@@ -24,12 +24,9 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from tools.make_data import describe_package, find_packages, sha256, table
+from transformer_lib.vision import FASHION_CLASSES
 
 PACKAGE = "dataset-fashion-mnist"
-CLASSES = (
-    *("T-shirt", "trousers", "pullover", "dress", "coat"),
-    *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
-)
 TRAIN_OF_A_CLASS = 600
 TEST_OF_A_CLASS = 100
 LEVELS = 16  # shades of gray that are kept
@@ -65,7 +62,7 @@ def first_of_each_class(
     Raises:
         ValueError: if a class has fewer.
     """
-    left = dict.fromkeys(range(len(CLASSES)), number)
+    left = dict.fromkeys(range(len(FASHION_CLASSES)), number)
     chosen = []
     for index, label in enumerate(labels.tolist()):
         content = images[index].tobytes()
@@ -106,7 +103,7 @@ def make(packages: Path, output: Path) -> None:
     manifest = {
         "license": "MIT",
         "packages": {PACKAGE: describe_package(deb)},
-        "classes": CLASSES,
+        "classes": FASHION_CLASSES,
         "levels": LEVELS,
         "files": {"fashion.safetensors.gz": describe(content)},
     }

@@ -4,6 +4,7 @@ Written from chapters 2, 5, 6, 14 of the book: edit the chapter, then `make sync
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,23 @@ def _check_pair(query: Tensor, key: Tensor, query_dim: int, key_dim: int) -> Non
         )
 
 
+def _check_mask(name: str, mask: Tensor, scores_shape: Sequence[int], least_dims: int = 1) -> None:
+    """Raise a ValueError that names both values unless the mask is boolean and fits the scores."""
+    if mask.dtype != torch.bool:
+        raise ValueError(
+            f"{name} must be boolean, True where attention is allowed, got {mask.dtype}"
+        )
+    fits = least_dims <= mask.dim() <= len(scores_shape) and all(
+        have in (1, want)
+        for have, want in zip(reversed(mask.shape), reversed(scores_shape), strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"{name} of shape {tuple(mask.shape)} does not broadcast to the shape of the scores, "
+            f"{tuple(scores_shape)}"
+        )
+
+
 def _check_lookup(scores: Tensor, value: Tensor, mask: Tensor | None) -> None:
     """Raise a ValueError that names both values unless scores, values and mask go together."""
     if scores.dim() < 2 or value.dim() < 2:
@@ -66,19 +84,8 @@ def _check_lookup(scores: Tensor, value: Tensor, mask: Tensor | None) -> None:
             "scores and value must have one floating-point dtype, "
             f"got {scores.dtype} and {value.dtype}"
         )
-    if mask is None:
-        return
-    if mask.dtype != torch.bool:
-        raise ValueError(f"mask must be boolean, True where attention is allowed, got {mask.dtype}")
-    fits = 1 <= mask.dim() <= scores.dim() and all(
-        have in (1, want)
-        for have, want in zip(reversed(mask.shape), reversed(scores.shape), strict=False)
-    )
-    if not fits:
-        raise ValueError(
-            f"mask of shape {tuple(mask.shape)} does not broadcast to the shape of the scores, "
-            f"{tuple(scores.shape)}"
-        )
+    if mask is not None:
+        _check_mask("mask", mask, scores.shape)
 
 
 def weighted_lookup(
@@ -96,7 +103,7 @@ def weighted_lookup(
         row of weights adds up to 1; a query whose every key is forbidden gets zeros in both.
 
     Raises:
-        ValueError: if shapes, dtypes or devices do not fit together.
+        ValueError: if shapes or dtypes do not fit together.
     """
     _check_lookup(scores, value, mask)
     if mask is None:
@@ -322,22 +329,10 @@ def _check_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tenso
         )
     if attn_mask is None:
         return
-    if attn_mask.dtype != torch.bool:
-        raise ValueError(
-            f"attn_mask must be boolean, True where attention is allowed, got {attn_mask.dtype}"
-        )
     if attn_mask.device != query.device:
         raise ValueError(f"attn_mask is on {attn_mask.device}, the query on {query.device}")
     scores_shape = (*query.shape[:-1], key.size(-2))  # (..., queries, keys)
-    fits = 2 <= attn_mask.dim() <= len(scores_shape) and all(
-        have in (1, want)
-        for have, want in zip(reversed(attn_mask.shape), reversed(scores_shape), strict=False)
-    )
-    if not fits:
-        raise ValueError(
-            f"attn_mask of shape {tuple(attn_mask.shape)} "
-            f"does not broadcast to the shape of the scores, {scores_shape}"
-        )
+    _check_mask("attn_mask", attn_mask, scores_shape, least_dims=2)
 
 
 def scaled_dot_product_attention(
