@@ -4,10 +4,14 @@ Written from chapters 7, 8 of the book: edit the chapter, then `make sync`.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from transformer_lib.door import check_numbers
 
 __all__ = [
     "LearnedPositionalEncoding",
@@ -32,12 +36,9 @@ def sinusoidal_positions(length: int, d_model: int) -> Tensor:
     Raises:
         ValueError: if length is below 1, or d_model is not a positive even number.
     """
-    if length < 1:
-        raise ValueError(f"there must be at least one position, got length {length}")
-    if d_model < 2 or d_model % 2:
-        raise ValueError(
-            f"sines and cosines come in pairs: d_model must be positive and even, got {d_model}"
-        )
+    check_numbers(int, 1, length=length, d_model=d_model)
+    if d_model % 2:
+        raise ValueError(f"sines and cosines come in pairs: d_model {d_model} is not even")
     position = torch.arange(length, dtype=torch.float64)  # (length,); see below for why float64
     # (d_model / 2,)
     frequency = 10_000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
@@ -45,89 +46,53 @@ def sinusoidal_positions(length: int, d_model: int) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2).float()  # (length, d_model)
 
 
-def _rows_for(x: Tensor, table: Tensor, offset: int) -> Tensor:
-    """The rows of `table` for x, (batch, length, d_model), from position `offset` on."""
-    max_length, d_model = table.shape
-    if x.dim() < 2 or x.size(-1) != d_model:
-        raise ValueError(
-            f"x must have shape (batch, length, d_model {d_model}), got {tuple(x.shape)}"
-        )
-    if offset < 0 or offset + x.size(-2) > max_length:
-        raise ValueError(
-            f"{x.size(-2)} positions from {offset} on do not fit "
-            f"a positional encoding of {max_length} positions"
-        )
-    return table[offset : offset + x.size(-2)]  # (length, d_model)
+class LearnedPositionalEncoding(nn.Module):
+    """Adds a trained vector for each position (paper, section 3.5 and Table 3, row E).
+
+    Args:
+        d_model: width of the vectors.
+        max_length: number of positions; there is nothing beyond them (ValueError in forward).
+    """
+
+    table: Tensor  # (max_length, d_model)
+
+    def __init__(self, d_model: int, max_length: int = 1024) -> None:
+        super().__init__()
+        check_numbers(int, 1, d_model=d_model, max_length=max_length)
+        self.table = nn.Parameter(torch.randn(max_length, d_model) * 0.02)
+
+    def forward(self, x: Tensor, offset: int = 0) -> Tensor:
+        """Add row offset + i to position i of x, (batch, length, d_model); the same shape.
+
+        The offset is the position of the first vector: above 0 when a decoder continues.
+        """
+        end = offset + x.size(-2)
+        if offset < 0 or end > len(self.table):  # a slice would be shorter, or from the other end
+            raise ValueError(
+                f"positions {offset} to {end - 1} are not in 0 to {len(self.table) - 1}"
+            )
+        return x + self.table[offset:end]
 
 
-class SinusoidalPositionalEncoding(nn.Module):
+class SinusoidalPositionalEncoding(LearnedPositionalEncoding):
     """Adds fixed sinusoids to the vectors of a sequence (paper, section 3.5).
 
     The table is no parameter: it is not trained, and not saved with the weights either.
 
     Args:
         d_model: width of the vectors, even.
-        max_length: number of positions in the table.
-
-    Raises:
-        ValueError: if max_length is below 1, or d_model is not a positive even number.
+        max_length: number of positions; there is nothing beyond them (ValueError in forward).
     """
 
-    table: Tensor
-
     def __init__(self, d_model: int, max_length: int = 1024) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.register_buffer("table", sinusoidal_positions(max_length, d_model), persistent=False)
 
-    def forward(self, x: Tensor, offset: int = 0) -> Tensor:
-        """Add row offset + i of the table to position i of x.
-
-        Args:
-            x: shape (batch, length, d_model).
-            offset: position of the first vector; above 0 when a decoder continues its sentence.
-
-        Returns:
-            Shape (batch, length, d_model).
-
-        Raises:
-            ValueError: if x has another width, or a position lies outside the table.
-        """
-        return x + _rows_for(x, self.table, offset)
-
-
-class LearnedPositionalEncoding(nn.Module):
-    """Adds a trained vector for each position (paper, section 3.5 and Table 3, row E).
-
-    Args:
-        d_model: width of the vectors.
-        max_length: number of positions in the table; there is nothing beyond it.
-
-    Raises:
-        ValueError: if d_model or max_length is below 1.
-    """
-
-    def __init__(self, d_model: int, max_length: int = 1024) -> None:
-        super().__init__()
-        if d_model < 1 or max_length < 1:
-            raise ValueError(
-                f"d_model and max_length must be at least 1, got {d_model} and {max_length}"
-            )
-        self.table = nn.Parameter(torch.randn(max_length, d_model) * 0.02)
-
-    def forward(self, x: Tensor, offset: int = 0) -> Tensor:
-        """Add row offset + i of the table to position i of x.
-
-        Args:
-            x: shape (batch, length, d_model).
-            offset: position of the first vector; above 0 when a decoder continues its sentence.
-
-        Returns:
-            Shape (batch, length, d_model).
-
-        Raises:
-            ValueError: if x has another width, or a position lies outside the table.
-        """
-        return x + _rows_for(x, self.table, offset)
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> nn.Module:
+        """Follow to(), half() or to_empty(), and compute the table anew: no file brings it back."""
+        super()._apply(fn, recurse)
+        self.table = sinusoidal_positions(*self.table.shape).to(self.table)
+        return self
 
 
 class TokenEmbedding(nn.Module):
@@ -140,60 +105,28 @@ class TokenEmbedding(nn.Module):
     Args:
         vocab_size: number of different tokens; ids run from 0 to vocab_size - 1.
         d_model: width of the vectors.
-
-    Raises:
-        ValueError: if one of them is below 1.
     """
 
     def __init__(self, vocab_size: int, d_model: int) -> None:
         super().__init__()
-        if vocab_size < 1 or d_model < 1:
-            raise ValueError(
-                f"vocab_size and d_model must be at least 1, got {vocab_size} and {d_model}"
-            )
-        self.vocab_size, self.d_model = vocab_size, d_model
+        check_numbers(int, 1, vocab_size=vocab_size, d_model=d_model)
         self.weight = nn.Parameter(torch.randn(vocab_size, d_model) * d_model**-0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Look up the tokens' rows, times sqrt(d_model).
-
-        Args:
-            tokens: ids, int64 or int32, shape (batch, length) or any other.
-
-        Returns:
-            Vectors, shape (batch, length, d_model): one dimension more than tokens.
+        """Look up the tokens' rows, times sqrt(d_model): (batch, length) -> (batch, length, d_model).
 
         Raises:
-            ValueError: if tokens are not integers, there are none, or one is outside the
-                vocabulary. (On a GPU it is torch that stops at an id outside the vocabulary:
+            ValueError: if an id is not in the vocabulary. (On a GPU torch itself stops there:
                 looking at the ids first would make the GPU wait.)
         """
-        if tokens.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"token ids must be int64 or int32, got {tokens.dtype}")
-        if tokens.numel() == 0:
-            raise ValueError(f"there are no tokens: their shape is {tuple(tokens.shape)}")
         try:
             rows = F.embedding(tokens, self.weight)  # (batch, length, d_model)
         except IndexError:
             low, high = int(tokens.min()), int(tokens.max())
-            raise ValueError(
-                f"token ids run from {low} to {high}, "
-                f"the vocabulary from 0 to {self.vocab_size - 1}"
-            ) from None
-        return rows * math.sqrt(self.d_model)
+            vocabulary = f"the vocabulary from 0 to {len(self.weight) - 1}"
+            raise ValueError(f"token ids run from {low} to {high}, {vocabulary}") from None
+        return rows * math.sqrt(self.weight.size(1))
 
     def project(self, x: Tensor) -> Tensor:
-        """Logit of every token: the dot product of x with its row, without the factor.
-
-        Args:
-            x: shape (..., d_model).
-
-        Returns:
-            Logits, shape (..., vocab_size).
-
-        Raises:
-            ValueError: if x has another width than d_model.
-        """
-        if x.size(-1) != self.d_model:
-            raise ValueError(f"x has width {x.size(-1)}, the embedding d_model {self.d_model}")
-        return F.linear(x, self.weight)  # (..., vocab_size)
+        """Logits, x times each row, without the factor: (..., d_model) -> (..., vocab_size)."""
+        return F.linear(x, self.weight)

@@ -3,17 +3,21 @@
 Written from chapter 13 of the book: edit the chapter, then `make sync`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from transformer_lib.door import check_numbers
 
 __all__ = [
     "BOS_ID",
     "EOS_ID",
     "PAD_ID",
     "SPECIAL_TOKENS",
+    "encode_texts",
     "load_tokenizer",
+    "parse_tokenizer",
     "save_tokenizer",
     "train_tokenizer",
 ]
@@ -25,6 +29,29 @@ BOS_ID = 1
 EOS_ID = 2
 
 
+def _prepared(tokenizer: Tokenizer) -> Tokenizer:
+    """Set what a tokenizer's file does not keep; ValueError if its special tokens are not ours."""
+    ids = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
+    if ids != [PAD_ID, BOS_ID, EOS_ID]:
+        raise ValueError(f"the tokenizer has {SPECIAL_TOKENS} as ids {ids}, they should be 0, 1, 2")
+    tokenizer.encode_special_tokens = True  # "<eos>" inside a text is a text like any other
+    tokenizer.normalizer = normalizers.NFC()  # ä is one character, however it was written
+    return tokenizer
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuse with a ValueError one string in place of many, and text that is no Unicode."""
+    if isinstance(texts, str):
+        raise ValueError(f"needs a list of texts, got the single text {texts[:40]!r}")
+    for text in texts:
+        if (
+            not isinstance(text, str)
+            or not text.isascii()
+            and any("\ud800" <= c <= "\udfff" for c in text)
+        ):
+            raise ValueError(f"{text!r} is no text: half a surrogate pair is no character")
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Learn a byte-level BPE vocabulary, to be shared by source and target (paper, section 5.1).
 
@@ -33,25 +60,22 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         vocab_size: the most tokens it may have: 256 bytes, 3 special tokens and one for each merge.
 
     Returns:
-        A tokenizer with `encode(text).ids` and `decode(ids)`, which gives every text back exactly.
-        Ids 0, 1 and 2 are <pad>, <bos> and <eos>; no text turns into one of them. (That setting is
-        not saved with the tokenizer: after loading, set `encode_special_tokens = True` again.)
+        A tokenizer with `encode(text).ids` and `decode(ids)`, which gives every text back, in
+        Unicode's composed form (NFC). Ids 0, 1 and 2 are <pad>, <bos> and <eos>; no text turns into
+        one of them.
 
     Raises:
         ValueError: if there is no text, or one string in place of many, or vocab_size has no room
             for bytes and special tokens.
     """
-    if isinstance(texts, str):
-        raise ValueError("a tokenizer learns from many texts, got one string")
     smallest = len(pre_tokenizers.ByteLevel.alphabet()) + len(SPECIAL_TOKENS)
-    if vocab_size < smallest:
-        raise ValueError(
-            f"vocab_size {vocab_size} has no room for the {smallest} bytes and special tokens"
-        )
-    texts = list(texts)
+    check_numbers(int, smallest, vocab_size=vocab_size)
+    texts = texts if isinstance(texts, str) else list(texts)
+    check_texts(texts)
     if not texts:
         raise ValueError("a tokenizer learns from texts, got none")
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
     # Text becomes bytes, cut into words, each with the space before it: no merge crosses a cut.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -62,44 +86,44 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.encode_special_tokens = True  # "<eos>" inside a text is a text like any other
-    return tokenizer
+    return _prepared(tokenizer)
+
+
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, without <bos> and <eos>.
+
+    Raises:
+        ValueError: for a single string, text that is no Unicode, or if a text became <pad>, <bos> or
+            <eos>: has the tokenizer lost encode_special_tokens, which copies do not keep?
+    """
+    check_texts(texts)
+    rows = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+    for text, row in zip(texts, rows, strict=True):
+        if row and min(row) < len(SPECIAL_TOKENS):
+            token = SPECIAL_TOKENS[min(row)]
+            raise ValueError(f"{text!r} became {token}: is tokenizer.encode_special_tokens set?")
+    return rows
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
-    """Write a tokenizer into a JSON file.
-
-    Args:
-        tokenizer: made by train_tokenizer.
-        path: the file.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
+    """Write a tokenizer into a JSON file."""
     Path(path).write_text(tokenizer.to_str(), encoding="utf-8")
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read what save_tokenizer wrote.
 
-    Args:
-        path: the file.
-
-    Returns:
-        The tokenizer, with encode_special_tokens set.
-
     Raises:
         OSError: if there is no such file.
         ValueError: if the file is damaged, or its special tokens are not ours.
     """
+    return parse_tokenizer(Path(path).read_bytes().decode("utf-8", "replace"), str(path))
+
+
+def parse_tokenizer(text: str, origin: str) -> Tokenizer:
+    """Make the tokenizer that `text`, JSON from `origin`, describes; ValueError if it is none."""
     try:
-        tokenizer = Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
-    except OSError:
-        raise
+        tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing more special
-        raise ValueError(f"{path} is no tokenizer: {error}") from None
-    ids = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
-    if ids != [PAD_ID, BOS_ID, EOS_ID]:
-        raise ValueError(f"{path} has {SPECIAL_TOKENS} as ids {ids}, they should be 0, 1 and 2")
-    tokenizer.encode_special_tokens = True
-    return tokenizer
+        raise ValueError(f"{origin} is no tokenizer: {error}") from None
+    return _prepared(tokenizer)

@@ -1,135 +1,144 @@
-"""Loss, learning-rate schedule and the training loop.
+"""Losses, learning-rate schedule, and one training loop for every task.
 
 Written from chapters 14, 15 of the book: edit the chapter, then `make sync`.
 """
 
-import json
 import math
-import os
-import random
 import time
+import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import safetensors.torch
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from transformer_lib.data import Batch, Example, token_batches
-from transformer_lib.transformer import Transformer
+from transformer_lib.checkpoint import (
+    average_weights,
+    load_checkpoint,
+    locked,
+    read_tensors,
+    save_checkpoint,
+    unwrap,
+    write_tensors,
+)
+from transformer_lib.door import check_numbers, check_same
+from transformer_lib.transformer import evaluating
 
 __all__ = [
     "Progress",
-    "average_weights",
-    "endless_batches",
+    "TrainingSettings",
+    "cross_entropy_sum",
     "evaluate_loss",
     "learning_rate",
-    "load_checkpoint",
     "make_optimizer",
-    "read_tensors",
-    "save_checkpoint",
     "train",
     "translation_loss",
-    "write_tensors",
 ]
 
 
-def _real_hidden(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Give the vectors (real tokens, d_model) and the ids (real tokens,) of the real targets."""
-    given, wanted = batch.target_in, batch.target_out  # (batch, target) each
-    if given.shape != wanted.shape:
-        shapes = f"target_in {tuple(given.shape)} and target_out {tuple(wanted.shape)}"
-        raise ValueError(f"{shapes} differ in shape")
-    pad_id = model.config.pad_id
-    real = wanted != pad_id  # (batch, target)
-    if not real.any():
-        raise ValueError(
-            f"nothing to learn: all {real.numel()} target tokens are padding (id {pad_id})"
-        )
-    memory = model.encode(batch.source)  # (batch, source, d_model)
-    hidden = model.decode(given, memory, batch.source)  # (batch, target, d_model)
-    return hidden[real], wanted[real]
-
-
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Smoothed cross-entropy of hidden @ matrix.T, of which only 512 rows exist at a time."""
+    """Cross-entropy of project(hidden), of which 512 rows exist at a time."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, matrix: Tensor, targets: Tensor, label_smoothing: float
+        ctx: Any,
+        project: Callable[[Tensor], Tensor],
+        hidden: Tensor,
+        targets: Tensor,
+        label_smoothing: float,
+        *parameters: Tensor,
     ) -> Tensor:
-        (count,), vocab_size = targets.shape, matrix.size(0)
-        exact = torch.promote_types(hidden.dtype, torch.float32)  # for losses and probabilities
-        low = hidden.dtype  # for the products
-        if torch.is_autocast_enabled(hidden.device.type):
-            low = torch.get_autocast_dtype(hidden.device.type)
-        hidden_low, matrix_low = hidden.to(low), matrix.to(low)
-        hidden_grad = torch.empty_like(hidden_low)  # (tokens, d_model)
-        matrix_grad = torch.zeros_like(matrix)  # (vocab_size, d_model)
-        # The sum of all tokens' mean logits is one product of two vectors, (d_model,) each.
-        every = (hidden.to(exact).sum(dim=0) * matrix.to(exact).mean(dim=0)).sum()
-        loss = -label_smoothing * every
-        for start in range(0, count, 512):
-            piece, wanted = hidden_low[start : start + 512], targets[start : start + 512, None]
-            logits = F.linear(piece, matrix_low).to(exact)  # (512, vocab_size)
-            right = logits.gather(-1, wanted)  # (512, 1)
-            largest = logits.amax(dim=-1, keepdim=True)  # (512, 1): no exponential overflows
-            grad = logits.sub_(largest).exp_()  # (512, vocab_size), in place from here on
-            total = grad.sum(dim=-1, keepdim=True)  # (512, 1)
-            log_sum = largest + total.log()
-            loss += (log_sum - (1 - label_smoothing) * right).sum()
-            # Equation 14.4, divided by the number of tokens
-            grad.mul_(1 / (total * count)).sub_(label_smoothing / vocab_size / count)
-            share = (label_smoothing - 1) / count
-            grad.scatter_add_(-1, wanted, right.new_full(wanted.shape, share))
-            grad_low = grad.to(low)
-            hidden_grad[start : start + 512] = grad_low @ matrix_low
-            matrix_grad += grad_low.T @ piece
-        ctx.save_for_backward(hidden_grad.to(hidden.dtype), matrix_grad)
-        return loss / count
+        total = torch.zeros((), device=hidden.device)
+        grads = [torch.empty_like(hidden), *(None for _ in parameters)]
+        for start in range(0, len(targets), 512):
+            piece = hidden[start : start + 512].detach().requires_grad_()  # (512, d_model)
+            with torch.enable_grad():
+                logits = project(piece).float()  # (512, vocab_size)
+                wanted = targets[start : start + 512]
+                loss = F.cross_entropy(
+                    logits, wanted, reduction="sum", label_smoothing=label_smoothing
+                )
+            found = torch.autograd.grad(loss, (piece, *parameters), allow_unused=True)
+            total += loss.detach()
+            grads[0][start : start + 512] = found[0]
+            for i, grad in enumerate(found[1:], start=1):
+                grads[i] = grad if grads[i] is None or grad is None else grads[i].add_(grad)
+        ctx.save_for_backward(*grads)
+        return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        hidden_grad, matrix_grad = ctx.saved_tensors
-        return hidden_grad * grad, matrix_grad * grad, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        found = [None if x is None else x * grad for x in ctx.saved_tensors]
+        return (None, found[0], None, None, *found[1:])
 
 
-def translation_loss(model: Transformer, batch: Batch, label_smoothing: float = 0.1) -> Tensor:
-    """Cross-entropy of the next token, averaged over the real target tokens (paper, section 5.4).
-
-    Logits are made for real tokens only, never for padding, and for 512 of them at a time.
+@torch.compiler.disable
+def cross_entropy_sum(
+    model: nn.Module, hidden: Tensor, targets: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    """Cross-entropy of model.project(hidden), summed over the tokens; 512 logits at a time.
 
     Args:
-        model: what is trained: a Transformer, or another model with its methods encode and decode,
-            a config with the padding id, and embedding.weight, the matrix that makes logits.
-        batch: source (batch, source), target_in and target_out (batch, target).
+        model: its method `project` makes logits (tokens, vocab_size).
+        hidden: shape (tokens, d_model).
+        targets: the right ids, shape (tokens,).
         label_smoothing: share of the probability that is spread evenly over the vocabulary.
 
     Returns:
-        The loss in nats a token, shape ().
+        The sum, in nats, float32, shape ().
+    """
+    check_numbers(float, 0, 1, label_smoothing=label_smoothing)
+    parameters = (
+        [p for p in model.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
+    )
+    total: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        model.project, hidden, targets, label_smoothing, *parameters
+    )
+    return total
+
+
+def translation_loss(
+    model: nn.Module, batch: Any, label_smoothing: float = 0.0
+) -> tuple[Tensor, int]:
+    """Cross-entropy of the next token, summed over the real target tokens (paper, section 5.4).
+
+    Logits are made for real tokens only, never for padding.
+
+    Args:
+        model: a Transformer, or another model whose forward takes (source, target, loss).
+        batch: source (batch, source), target_in and target_out (batch, target), pad_id.
+        label_smoothing: share of the probability that is spread evenly over the vocabulary.
+
+    Returns:
+        The sum in nats, shape (), and how many tokens it is of.
 
     Raises:
-        ValueError: if target_in and target_out differ in shape, every target token is padding, or
-            label_smoothing is no share.
+        ValueError: if model and batch have different padding ids.
     """
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing must be between 0 and 1, got {label_smoothing}")
-    hidden, targets = _real_hidden(model, batch)  # (real tokens, d_model), (real tokens,)
-    loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, model.embedding.weight, targets, label_smoothing
-    )  # ()
-    return loss
+    real = batch.target_out != batch.pad_id  # (batch, target)
+
+    def loss(inner: nn.Module, hidden: Tensor) -> Tensor:
+        check_same("the batch", {"pad_id": batch.pad_id}, {"pad_id": inner.config.pad_id})
+        return cross_entropy_sum(inner, hidden[real], batch.target_out[real], label_smoothing)
+
+    return model(batch.source, batch.target_in, loss), int(real.sum())
 
 
-def make_optimizer(model: Transformer) -> torch.optim.Adam:
+Loss = Callable[[nn.Module, Any, float], tuple[Tensor, int]]
+
+
+def make_optimizer(model: nn.Module) -> torch.optim.Adam:
     """Make Adam with the paper's settings: beta_1 0.9, beta_2 0.98, epsilon 1e-9 (section 5.3).
 
     Its learning rate starts at 0, so nothing moves until the schedule sets one, before each step:
@@ -137,9 +146,6 @@ def make_optimizer(model: Transformer) -> torch.optim.Adam:
 
     Args:
         model: whose parameters are to be trained; move it to its device first.
-
-    Returns:
-        The optimizer, for all parameters of the model.
     """
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
     return torch.optim.Adam(model.parameters(), lr=0.0, betas=(0.9, 0.98), eps=1e-9, fused=fused)
@@ -159,202 +165,97 @@ def learning_rate(step: int, d_model: int, warmup_steps: int = 4000) -> float:
     Raises:
         ValueError: if one of the three is below 1.
     """
-    for name, value in (("step", step), ("d_model", d_model), ("warmup_steps", warmup_steps)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_numbers(int, 1, step=step, d_model=d_model, warmup_steps=warmup_steps)
     return float(d_model**-0.5 * min(step**-0.5, step * warmup_steps**-1.5))
 
 
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A batch on a device: what has a method `to`, or a tuple, list or dictionary of such things."""
+    if hasattr(batch, "to"):
+        return batch.to(device)
+    if isinstance(batch, dict):
+        return {name: to_device(part, device) for name, part in batch.items()}
+    if isinstance(batch, tuple | list):
+        return [to_device(part, device) for part in batch]
+    return batch
+
+
 @torch.no_grad()
-def evaluate_loss(model: Transformer, batches: Iterable[Batch]) -> float:
-    """Cross-entropy in nats a real target token, without label smoothing and without dropout.
+def evaluate_loss(model: nn.Module, batches: Iterable[Any], loss: Loss = translation_loss) -> float:
+    """The loss without label smoothing and without dropout: nats a token, or whatever is counted.
 
     Every token counts alike, whichever batch it stands in; e to this power is the perplexity.
 
     Args:
-        model: put into eval mode for the call; then all of it is put into the mode it was in.
+        model: put into eval mode for the call; then each part is in the mode it was in.
         batches: what to evaluate on; they need not be of one size.
-
-    Returns:
-        The mean surprise, a float.
+        loss: as in train.
 
     Raises:
-        ValueError: if there is no batch, or a batch is one that translation_loss refuses.
+        ValueError: if there is no batch.
     """
-    was_training = model.training
-    model.eval()
+    device = next(model.parameters()).device
     total, count = 0.0, 0
-    try:
+    with evaluating(model):
         for batch in batches:
-            hidden, targets = _real_hidden(model, batch)  # (real tokens, d_model), (real tokens,)
-            logits = model.project(hidden)  # (real tokens, vocab_size)
-            total += F.cross_entropy(logits, targets, reduction="sum").item()
-            count += targets.numel()
-    finally:
-        model.train(was_training)
+            surprise, tokens = loss(model, to_device(batch, device), 0.0)
+            total += surprise.item()
+            count += tokens
     if count == 0:
         raise ValueError("there is no batch to evaluate on")
     return total / count
 
 
-def average_weights(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Average several states of one model, weight by weight (paper, section 6.1).
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train; the same for the loop, the command line and the experiments.
 
     Args:
-        states: what `model.state_dict()` gave at several times; copies, since training changes them.
-
-    Returns:
-        A state for `model.load_state_dict`.
-
-    Raises:
-        ValueError: if there is no state, or two differ in names or shapes.
-    """
-    if not states:
-        raise ValueError("there is nothing to average: no states")
-    shapes = [{name: tuple(x.shape) for name, x in state.items()} for state in states]
-    for other in shapes[1:]:
-        if other != shapes[0]:
-            differing = sorted(set(shapes[0].items()) ^ set(other.items()))
-            raise ValueError(f"the states are of different models, they differ in {differing[:4]}")
-    return {
-        name: torch.stack([state[name].float() for state in states]).mean(dim=0).to(first.dtype)
-        for name, first in states[0].items()
-    }
-
-
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Sum up all names and bytes in 32 bits."""
-    crc = 0
-    for name in sorted(tensors):
-        crc = zlib.crc32(name.encode(), crc)
-        crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, crc)
-    return f"{crc:08x}"
-
-
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], **notes: Any) -> None:
-    """Write tensors and notes into one safetensors file: whole, or not at all.
-
-    Args:
-        path: the file; an old one of that name is replaced at the very end.
-        tensors: names and tensors.
-        notes: anything JSON can hold.
+        steps: how many steps to take in all, those before an interruption counted.
+        warmup_steps: where the paper's learning rate peaks.
+        cool_down_steps: over this many last steps the rate is also multiplied by a factor that
+            falls from 1 to nearly 0.
+        label_smoothing: share of the target spread over everything else.
+        accumulate: how many batches make a step; their tokens count as those of one batch.
+        max_norm: a longer gradient is shortened to this length; None leaves it alone.
+        bfloat16: make matrix products in bfloat16; "auto": where the device has instructions for it.
+        report_every: steps from one report to the next; the last step reports, too.
+        save_every: steps from one save to the next; the last step saves, too.
+        average: how many of the last saves make the model in the end (paper, section 6.1: 5).
+        patience: stop when this many reports in a row were no better than the best, and go back to
+            the weights of the best; None never stops.
 
     Raises:
-        OSError: if the disk is full or the folder cannot be written to; an old file is untouched.
+        ValueError: if a value is out of range.
     """
-    path = Path(path)
-    plain = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
-    metadata = {"checksum": _checksum(plain), "notes": json.dumps(notes)}
-    partial = path.with_name(path.name + ".part")
-    try:
-        with partial.open("wb") as file:
-            file.write(safetensors.torch.save(plain, metadata))
-            file.flush()
-            os.fsync(file.fileno())  # on the disk, not only on its way there
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
+    steps: int
+    warmup_steps: int = 4000
+    cool_down_steps: int = 0
+    label_smoothing: float = 0.1
+    accumulate: int = 1
+    max_norm: float | None = None
+    bfloat16: bool | str = False
+    report_every: int = 100
+    save_every: int = 500
+    average: int = 1
+    patience: int | None = None
 
-def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what write_tensors wrote.
+    def __post_init__(self) -> None:
+        counts = ("steps", "warmup_steps", "accumulate", "report_every", "save_every", "average")
+        check_numbers(int, 1, **{name: getattr(self, name) for name in counts})
+        check_numbers(int, 1, patience=1 if self.patience is None else self.patience)
+        check_numbers(int, 0, self.steps, cool_down_steps=self.cool_down_steps)
+        check_numbers(float, 0, 1, label_smoothing=self.label_smoothing)
+        check_numbers(float, 1e-30, max_norm=1.0 if self.max_norm is None else self.max_norm)
+        check_numbers(bool, bfloat16=self.bfloat16 == "auto" or self.bfloat16)
 
-    Args:
-        path: the file.
-
-    Returns:
-        The tensors and the notes.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is not whole, damaged, or not from write_tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file: {error}") from None
-    if "notes" not in metadata:
-        raise ValueError(f"{path} was not written by write_tensors: it has no notes")
-    if metadata.get("checksum") != (found := _checksum(tensors)):
-        raise ValueError(
-            f"{path} is damaged: its checksum is {found}, it should be {metadata.get('checksum')}"
-        )
-    return tensors, json.loads(metadata["notes"])
-
-
-def save_checkpoint(
-    path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, **notes: Any
-) -> None:
-    """Save all that is needed to go on training: weights, optimizer and random state, and notes.
-
-    Args:
-        path: the file to write.
-        model, optimizer: what is being trained, and by what.
-        notes: the step and whatever else the loop wants back; anything JSON can hold.
-
-    Raises:
-        OSError: see write_tensors.
-    """
-    tensors = {f"model.{name}": x for name, x in model.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": x for name, x in state.items()}
-    write_tensors(path, tensors | {"random": torch.get_rng_state()}, **notes)
-
-
-def load_checkpoint(
-    path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """Bring model, optimizer and torch's random numbers back to where save_checkpoint saw them.
-
-    Args:
-        path: the file.
-        model, optimizer: of the same shapes as those that were saved.
-
-    Returns:
-        The notes.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged or no checkpoint, or belongs to another model.
-    """
-    tensors, notes = read_tensors(path)
-    weights = {n.removeprefix("model."): x for n, x in tensors.items() if n.startswith("model.")}
-    shapes = {name: tuple(x.shape) for name, x in model.state_dict().items()}
-    saved = {name: tuple(x.shape) for name, x in weights.items()}
-    if saved != shapes or "random" not in tensors:
-        differing = sorted(set(saved.items()) ^ set(shapes.items()))
-        raise ValueError(f"{path} belongs to another model; the two differ in {differing[:4]}")
-    states: dict[int, dict[str, Tensor]] = {}
-    for name, x in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            states.setdefault(int(index), {})[key] = x
-    model.load_state_dict(weights)
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
-    torch.set_rng_state(tensors["random"])
-    return notes
-
-
-def endless_batches(examples: Sequence[Example], max_tokens: int, seed: int) -> Iterator[Batch]:
-    """Epoch after epoch of token_batches, each shuffled anew, for as long as anybody asks.
-
-    Args:
-        examples: every epoch holds each of them once.
-        max_tokens: the most tokens a batch may have on either side, padding counted.
-        seed: another seed gives other batches in another order.
-
-    Raises:
-        ValueError: see token_batches.
-    """
-    generator = random.Random(seed)
-    while True:
-        yield from token_batches(examples, max_tokens, seed=generator.getrandbits(32))
+    def rate(self, step: int, d_model: int) -> float:
+        """The paper's learning rate, with the cool-down at the end."""
+        rate = learning_rate(step, d_model, self.warmup_steps)
+        if self.cool_down_steps:
+            rate *= min(1.0, (self.steps + 1 - step) / self.cool_down_steps)
+        return rate
 
 
 @dataclass(frozen=True)
@@ -364,8 +265,9 @@ class Progress:
     step: the number of steps taken.
     learning_rate: that of the last step.
     train_loss: with label smoothing, averaged over the steps since the last report; nats a token.
-    validation_loss: on held-out batches, without smoothing and dropout; nats a token.
-    source_tokens, target_tokens: how many of them, padding aside, training has seen.
+    validation_loss: on held-out batches, without smoothing and dropout; NaN without such batches.
+    score: what the function `score` said, higher is better; NaN without one.
+    tokens: how many of them, padding aside, training has learned from.
     seconds: the time that training has taken, interruptions aside.
     """
 
@@ -373,147 +275,263 @@ class Progress:
     learning_rate: float
     train_loss: float
     validation_loss: float
-    source_tokens: int
-    target_tokens: int
+    score: float
+    tokens: int
     seconds: float
 
 
-def _backward(
-    model: Transformer, batches: Sequence[Batch], label_smoothing: float, bfloat16: bool
-) -> float:
-    """Leave the gradient of some batches, as if they were one, and return the loss."""
-    tokens = [int((batch.target_out != model.config.pad_id).sum()) for batch in batches]
-    total = 0.0
-    for batch, count in zip(batches, tokens, strict=True):
-        device = batch.source.device.type
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16):
-            loss = translation_loss(model, batch, label_smoothing) * (count / sum(tokens))
-        loss.backward()
-        total += loss.item()
-    return total
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for products in bfloat16; without them they are slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return device.type != "cpu" or bool(supported())
+
+
+def _fingerprint(batch: Any) -> int:
+    """Sum up all tensors of a batch in 32 bits."""
+    if isinstance(batch, Tensor):
+        return zlib.crc32(batch.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    if is_dataclass(batch):
+        batch = [getattr(batch, field.name) for field in fields(batch)]
+    parts = batch.values() if isinstance(batch, dict) else batch
+    if isinstance(parts, Iterable) and not isinstance(parts, str):
+        return zlib.crc32(repr([_fingerprint(part) for part in parts]).encode())
+    return zlib.crc32(repr(batch).encode())
+
+
+def over_ranks(*numbers: float) -> list[float]:
+    """Add up numbers over all processes that train together; as they are where there is one."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return list(numbers)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    total = torch.tensor(numbers, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return list(total.tolist())
+
+
+def broadcast(model: nn.Module) -> None:
+    """Give all processes that train together the weights of the first."""
+    if dist.is_available() and dist.is_initialized():
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, src=0)
+
+
+def backward(
+    model: nn.Module, batches: Sequence[Any], loss: Loss, label_smoothing: float, bfloat16: bool
+) -> tuple[float, int]:
+    """Leave in the parameters the gradient of some batches, as if they were one.
+
+    Also of the batches of other processes: each token counts alike, whoever has read it.
+
+    Returns:
+        The mean loss, and how many tokens it is the mean of.
+    """
+    total, count = 0.0, 0
+    for batch in batches:
+        device = next(model.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            surprise, tokens = loss(model, batch, label_smoothing)
+        surprise.backward()  # type: ignore[no-untyped-call]
+        total, count = total + surprise.item(), count + tokens
+    total, everywhere, ranks = over_ranks(total, count, 1)
+    for parameter in model.parameters():
+        if parameter.grad is not None:  # DistributedDataParallel leaves the mean over the ranks
+            parameter.grad.mul_(ranks / everywhere)
+    return total / everywhere, int(everywhere)
+
+
+class _Run:
+    """What training remembers from step to step, and finds again after an interruption.
+
+    Beside the checkpoint stand the weights of the last saves, to be averaged, and of the best report.
+    """
+
+    def __init__(
+        self, path: Path, settings: TrainingSettings, resumable: bool, writes: bool
+    ) -> None:
+        self.path, self.settings, self.resumable, self.writes = path, settings, resumable, writes
+        self.step, self.tokens, self.start = 0, 0, time.perf_counter()
+        self.losses: list[float] = []  # of the steps since the last report
+        self.reports: list[Progress] = []
+        self.kept: list[int] = []  # the steps of the last saves
+        self.best, self.best_value, self.since_best = 0, -math.inf, 0
+        self.last_batch = 0
+
+    def beside(self, name: str | int) -> Path:
+        return self.path.with_name(f"{self.path.stem}.{name}.safetensors")
+
+    def due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.settings.steps
+
+    def out_of_patience(self) -> bool:
+        return self.settings.patience is not None and self.since_best >= self.settings.patience
+
+    def take(self, stream: Iterator[Any], device: torch.device) -> list[Any]:
+        """The batches of the next step."""
+        pieces = list(islice(stream, self.settings.accumulate))
+        if len(pieces) < self.settings.accumulate:
+            there = self.step * self.settings.accumulate + len(pieces)
+            wanted = f"{self.settings.steps} steps of {self.settings.accumulate}"
+            raise ValueError(f"there are only {there} batches for {wanted}")
+        self.step, self.last_batch = self.step + 1, _fingerprint(pieces[-1])
+        return [to_device(piece, device) for piece in pieces]
+
+    def report(self, model: nn.Module, rate: float, held_out: float, score: float) -> Progress:
+        mean, seconds = sum(self.losses) / len(self.losses), time.perf_counter() - self.start
+        self.losses.clear()
+        self.reports.append(Progress(self.step, rate, mean, held_out, score, self.tokens, seconds))
+        value = -held_out if math.isnan(score) else score
+        self.since_best += 1
+        if value > self.best_value:
+            self.best, self.best_value, self.since_best = self.step, value, 0
+            if self.settings.patience is not None and self.writes:
+                write_tensors(self.beside("best"), model.state_dict(), step=self.step, value=value)
+        return self.reports[-1]
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        if not self.writes:
+            return
+        if self.settings.average > 1:
+            write_tensors(self.beside(self.step), model.state_dict(), step=self.step)
+            self.kept.append(self.step)
+        old, self.kept = self.kept[: -self.settings.average], self.kept[-self.settings.average :]
+        if self.resumable:
+            notes = {key: getattr(self, key) for key in self.KEPT}
+            notes |= {
+                "settings": asdict(self.settings),
+                "elapsed": time.perf_counter() - self.start,
+            }
+            reports = [asdict(report) for report in self.reports]
+            save_checkpoint(self.path, model, optimizer, **notes, reports=reports)
+        for step in old:
+            self.beside(step).unlink(missing_ok=True)
+
+    KEPT = ("step", "tokens", "losses", "kept", "best", "best_value", "since_best", "last_batch")
+
+    def resume(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, stream: Iterator[Any]
+    ) -> None:
+        """Go on from the checkpoint, if there is one, and skip the batches that it has seen."""
+        if not self.resumable or not self.path.exists():
+            return
+        notes = load_checkpoint(self.path, model, optimizer)
+        if "settings" not in notes:
+            raise ValueError(f"{self.path} is a checkpoint, but of another loop than train")
+        free = dict.fromkeys(("steps", "report_every", "save_every", "patience"))
+        was, now = notes["settings"] | free, asdict(self.settings) | free
+        check_same(f"{self.path}, of other settings,", was, now)
+        for key in self.KEPT:
+            setattr(self, key, notes[key])
+        self.reports = [Progress(**report) for report in notes["reports"]]
+        self.start -= notes["elapsed"]
+        random_state = torch.get_rng_state()  # in case making batches draws from it
+        skipped = deque(islice(stream, self.step * self.settings.accumulate), maxlen=1)
+        torch.set_rng_state(random_state)
+        found = [_fingerprint(batch) for batch in skipped]
+        check_same(
+            f"{self.path}, trained with other batches,",
+            {"last": [self.last_batch]},
+            {"last": found},
+        )
+
+    def final_weights(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """Those of the best report, or the average of the last saves, or the last."""
+        if self.settings.patience is not None and self.best:
+            return read_tensors(self.beside("best"))[0]
+        if len(self.kept) > 1:
+            return average_weights([read_tensors(self.beside(step))[0] for step in self.kept])
+        return model.state_dict()
 
 
 def train(
-    model: Transformer,
-    batches: Iterable[Batch],
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: Loss = translation_loss,
+    settings: TrainingSettings | None = None,
     *,
-    steps: int,
-    warmup_steps: int = 4000,
-    cool_down_steps: int = 0,
-    label_smoothing: float = 0.1,
-    accumulate: int = 1,
-    max_norm: float | None = None,
-    bfloat16: bool = False,
-    validation: Sequence[Batch] = (),
-    report_every: int = 100,
+    optimizer: torch.optim.Optimizer | None = None,
+    rate: Callable[[int], float] | None = None,
+    validation: Sequence[Any] = (),
+    score: Callable[[nn.Module], float] | None = None,
     on_report: Callable[[Progress], None] = lambda progress: None,
     checkpoint: str | Path | None = None,
-    save_every: int = 500,
 ) -> list[Progress]:
     """Train a model in place (paper, section 5).
 
     Args:
-        model: what is trained; it is left in eval mode, ready to translate.
-        batches: at least steps * accumulate of them; endless_batches makes them.
-        steps: how many steps to take in all, those before an interruption counted.
-        warmup_steps: where the paper's learning rate peaks.
-        cool_down_steps: over this many last steps the rate is also multiplied by a factor that falls from 1
-            to nearly 0.
-        label_smoothing: share of the target spread over the whole vocabulary.
-        accumulate: how many batches make a step; their tokens count as those of one batch.
-        max_norm: a longer gradient is shortened to this length; None leaves it alone.
-        bfloat16: make matrix products in bfloat16, where the device is good at it.
-        validation: held-out batches to measure progress on.
-        report_every: steps from one report to the next; the last step reports, too.
+        model: what is trained, on its own device; it is left in eval mode.
+        batches: at least steps * accumulate of them; they are moved to the model's device.
+        loss: gives, for a model, a batch and the label smoothing, the sum of what is to become
+            small, and how many tokens (pictures, sentences) it is the sum of.
+        settings: see TrainingSettings.
+        optimizer: the paper's Adam if None.
+        rate: the learning rate of a step, counted from 1; the paper's if None.
+        validation: held-out batches to measure the loss on.
+        score: measures the model at each report, such as by its BLEU.
         on_report: called with each report, to print it, for instance.
         checkpoint: a file to save to. If it is there already, training goes on from it, with the
-            same batches from the beginning as before: those that it has seen are skipped.
-        save_every: steps from one save to the next; the last step saves, too.
+            same batches from the beginning as before: those that it has seen are skipped. `steps`,
+            `report_every`, `save_every` and `patience` may be others than before.
 
     Returns:
-        The reports. Without held-out batches their validation_loss is NaN.
+        The reports.
 
     Raises:
-        ValueError: if a number is out of range, there are fewer batches than needed, or the
-            checkpoint is damaged or of another model, other settings or other batches.
-        FloatingPointError: if the loss becomes infinite or NaN.
+        ValueError: if there are fewer batches than needed, or the checkpoint is damaged, or of
+            another model, other settings or other batches, or in use.
+        FloatingPointError: if the loss or a gradient becomes infinite or NaN.
         OSError: if a checkpoint cannot be written; the last one is still there.
     """
-    numbers = {"steps": steps, "report_every": report_every, "accumulate": accumulate}
-    for name, value in (numbers | {"save_every": save_every}).items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if not 0 <= cool_down_steps <= steps:
-        raise ValueError(f"cool_down_steps must be from 0 to steps {steps}, got {cool_down_steps}")
-    settings = numbers | {
-        "warmup_steps": warmup_steps,
-        "cool_down_steps": cool_down_steps,
-        "label_smoothing": label_smoothing,
-        "max_norm": max_norm,
-        "bfloat16": bfloat16,
-    }
-    optimizer = make_optimizer(model)
-    stream = iter(batches)
-    reports: list[Progress] = []
-    losses: list[float] = []
-    step, seen, elapsed = 0, [0, 0], 0.0
-    if checkpoint is not None and Path(checkpoint).exists():
-        notes = load_checkpoint(checkpoint, model, optimizer)
-        if notes["settings"] != settings:
-            raise ValueError(f"{checkpoint} has settings {notes['settings']}, not {settings}")
-        step, losses, seen, elapsed = (notes[key] for key in ("step", "losses", "seen", "elapsed"))
-        reports = [Progress(**report) for report in notes["reports"]]
-        random_state = torch.get_rng_state()  # in case making batches draws from it
-        skipped = deque(islice(stream, step * accumulate), maxlen=1)
-        torch.set_rng_state(random_state)
-        if [_fingerprint(batch) for batch in skipped] != [notes["last_batch"]]:
-            raise ValueError(f"{checkpoint} was trained with other batches than these")
-    start = time.perf_counter() - elapsed
-    model.train()
-    for step in range(step + 1, steps + 1):  # noqa: B020
-        pieces = list(islice(stream, accumulate))
-        if len(pieces) < accumulate:
-            there = (step - 1) * accumulate + len(pieces)
-            raise ValueError(f"there are only {there} batches for {steps} steps of {accumulate}")
-        rate = learning_rate(step, model.config.d_model, warmup_steps)
-        if cool_down_steps:
-            rate *= min(1.0, (steps + 1 - step) / cool_down_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad()
-        losses.append(_backward(model, pieces, label_smoothing, bfloat16))
-        if not math.isfinite(losses[-1]):
-            raise FloatingPointError(f"step {step}, at rate {rate:.2g}, has a loss of {losses[-1]}")
-        if max_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-        optimizer.step()
-        for piece in pieces:
-            seen[0] += int((piece.source != model.config.pad_id).sum())
-            seen[1] += int((piece.target_out != model.config.pad_id).sum())
-        if step % report_every == 0 or step == steps:
-            held_out = evaluate_loss(model, validation) if validation else math.nan
-            elapsed = time.perf_counter() - start
-            mean_loss = sum(losses) / len(losses)
-            reports.append(Progress(step, rate, mean_loss, held_out, seen[0], seen[1], elapsed))
-            losses.clear()
-            on_report(reports[-1])
-        if checkpoint is not None and (step % save_every == 0 or step == steps):
-            save_checkpoint(
-                checkpoint,
-                model,
-                optimizer,
-                step=step,
-                settings=settings,
-                losses=losses,
-                seen=seen,
-                elapsed=time.perf_counter() - start,
-                reports=[asdict(report) for report in reports],
-                last_batch=_fingerprint(pieces[-1]),
-            )
+    if settings is None:
+        raise ValueError("train needs settings, such as TrainingSettings(steps=1000)")
+    if settings.patience is not None and not validation and score is None:
+        raise ValueError(f"patience {settings.patience} needs validation batches or a score")
+    inner, device = unwrap(model), next(model.parameters()).device
+    optimizer = make_optimizer(inner) if optimizer is None else optimizer
+    if rate is None:
+        width = getattr(getattr(inner, "config", None), "d_model", None)
+        if width is None:
+            raise ValueError("the paper's rate needs model.config.d_model; give another rate=")
+        rate = lambda step: settings.rate(step, width)  # noqa: E731
+    bfloat16 = has_bfloat16(device) if settings.bfloat16 == "auto" else bool(settings.bfloat16)
+    if bfloat16 and not has_bfloat16(device):
+        warnings.warn("this processor has no instructions for bfloat16: slower", stacklevel=2)
+    first = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+    with ExitStack() as until_the_end:
+        if checkpoint is None:
+            path = Path(until_the_end.enter_context(TemporaryDirectory()), "checkpoint")
+        else:
+            path = Path(checkpoint)
+            if first:
+                until_the_end.enter_context(locked(path))
+        run = _Run(path, settings, resumable=checkpoint is not None, writes=first)
+        stream = iter(batches)
+        run.resume(inner, optimizer, stream)
+        model.train()
+        while run.step < settings.steps and not run.out_of_patience():
+            pieces = run.take(stream, device)
+            for group in optimizer.param_groups:
+                group["lr"] = rate(run.step)
+            optimizer.zero_grad()
+            mean, count = backward(model, pieces, loss, settings.label_smoothing, bfloat16)
+            length = nn.utils.clip_grad_norm_(inner.parameters(), settings.max_norm or math.inf)
+            if not math.isfinite(mean) or not length.isfinite():
+                raise FloatingPointError(
+                    f"step {run.step}, at rate {rate(run.step):.2g}, has a loss of {mean} "
+                    f"and a gradient of length {length.item()}"
+                )
+            optimizer.step()
+            run.losses.append(mean)
+            run.tokens += count
+            if run.due(settings.report_every):
+                held_out = evaluate_loss(model, validation, loss) if validation else math.nan
+                points = score(inner) if score is not None else math.nan
+                on_report(run.report(inner, rate(run.step), held_out, points))
+            if run.due(settings.save_every):
+                run.save(inner, optimizer)
+        if first:
+            inner.load_state_dict(run.final_weights(inner))
+        broadcast(inner)
     model.eval()
-    return reports
-
-
-def _fingerprint(batch: Batch) -> int:
-    """Sum up a batch's target in 32 bits."""
-    return zlib.crc32(batch.target_out.cpu().numpy().tobytes())
+    return run.reports

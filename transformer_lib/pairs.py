@@ -6,23 +6,26 @@ Written from chapter 13 of the book: edit the chapter, then `make sync`.
 import gzip
 import random
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from transformer_lib.tokenizer import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS
+from transformer_lib.door import check_tokens
+from transformer_lib.tokenizer import BOS_ID, EOS_ID, PAD_ID, encode_texts
 
 __all__ = [
     "Batch",
     "Example",
+    "LazyBatches",
     "Pair",
     "encode_pairs",
+    "endless_batches",
     "load_pairs",
     "make_batch",
     "read_pairs",
@@ -99,7 +102,7 @@ def load_pairs(split: str) -> list[Pair]:
     splits = ("train", "validation", "test")
     if split not in splits:
         raise ValueError(f"there is no split {split!r}; there are {', '.join(splits)}")
-    folder = resources.files("transformer_lib") / "data"
+    folder = resources.files("transformer_lib") / "corpora"
     with resources.as_file(folder / f"de-en.{split}.tsv.gz") as path:
         return read_pairs(path)
 
@@ -125,21 +128,13 @@ def encode_pairs(pairs: Iterable[Pair], tokenizer: Tokenizer) -> list[Example]:
         ValueError: if a side is empty, if the tokenizer's special tokens have other ids than ours,
             or if it makes special tokens out of text.
     """
-    for token_id, token in enumerate(SPECIAL_TOKENS):
-        if (actual := tokenizer.token_to_id(token)) != token_id:
-            raise ValueError(f"the tokenizer's id of {token} is {actual}, it should be {token_id}")
     pairs = list(pairs)
     sides = []
     for texts in ([pair.source for pair in pairs], [pair.target for pair in pairs]):
-        sides.append([encoding.ids for encoding in tokenizer.encode_batch(texts)])
-        for text, ids in zip(texts, sides[-1], strict=True):
-            if not ids:
-                raise ValueError(f"{text!r} has no tokens: there is nothing to translate")
-            if min(ids) < len(SPECIAL_TOKENS):
-                token = SPECIAL_TOKENS[min(ids)]
-                raise ValueError(
-                    f"{text!r} became {token}: is tokenizer.encode_special_tokens set?"
-                )
+        sides.append(encode_texts(tokenizer, texts))
+        if [] in sides[-1]:
+            text = texts[sides[-1].index([])]
+            raise ValueError(f"{text!r} has no tokens: there is nothing to translate")
     return [Example([*source, EOS_ID], target) for source, target in zip(*sides, strict=True)]
 
 
@@ -150,11 +145,31 @@ class Batch:
     source: (batch, source length), in each row x_1 ... x_m <eos>.
     target_in: (batch, target length), <bos> y_1 ... y_n, what the decoder reads.
     target_out: (batch, target length), y_1 ... y_n <eos>, what it should say at each position.
+
+    Raises:
+        ValueError: if the three do not fit together, are no ids, or every target is padding.
     """
 
     source: Tensor
     target_in: Tensor
     target_out: Tensor
+    pad_id: int = PAD_ID
+
+    def __post_init__(self) -> None:
+        shapes = [tuple(x.shape) for x in (self.source, self.target_in, self.target_out)]
+        if len(self.source) != len(self.target_in) or shapes[1] != shapes[2]:
+            raise ValueError(f"source, target_in and target_out do not fit together: {shapes}")
+        for name in ("source", "target_in", "target_out"):
+            check_tokens(name, getattr(self, name))
+            if (least := int(getattr(self, name).min())) < 0:
+                raise ValueError(f"{name} holds {least}: ids begin at 0, padding is {self.pad_id}")
+        if (self.target_out == self.pad_id).all():
+            raise ValueError(f"nothing to learn: all targets are padding (id {self.pad_id})")
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        tensors = (self.source, self.target_in, self.target_out)
+        return Batch(*(x.to(device) for x in tensors), self.pad_id)
 
 
 def make_batch(examples: Sequence[Example]) -> Batch:
@@ -167,24 +182,18 @@ def make_batch(examples: Sequence[Example]) -> Batch:
         A Batch of int64 tensors, rows in the order of the examples.
 
     Raises:
-        ValueError: if there are no examples, a source is empty or does not end in <eos>, another
-            token is <bos> or <eos>, or an id is negative or <pad>'s.
+        ValueError: if there are no examples, a source does not end in <eos>, or another token is
+            special or negative.
     """
     if not examples:
         raise ValueError("a batch needs at least one example, got none")
     for number, (source, target) in enumerate(examples):
-        if not source:
-            raise ValueError(f"the source of example {number} has no tokens, not even <eos>")
-        if (lowest := min(source + target)) <= PAD_ID:
+        if not source or source[-1] != EOS_ID:
+            raise ValueError(f"the source of example {number} should end in <eos>, got {source}")
+        if min(tokens := [*source[:-1], *target], default=EOS_ID + 1) <= EOS_ID:
             raise ValueError(
-                f"example {number} holds id {lowest}: only {PAD_ID + 1} and up are tokens"
-            )
-        if source[-1] != EOS_ID:
-            raise ValueError(f"the source of example {number} ends in {source[-1]}, not in <eos>")
-        if special := {BOS_ID, EOS_ID}.intersection([*source[:-1], *target]):
-            raise ValueError(
-                f"example {number} has special tokens inside: {sorted(special)}; "
-                "<bos> is added here, <eos> belongs at the end of the source only"
+                f"example {number} holds id {min(tokens)}: <bos> and <pad> are added here, and "
+                "<eos> belongs at the end of the source only"
             )
     return Batch(
         source=_pad([source for source, _ in examples]),
@@ -199,7 +208,27 @@ def _pad(rows: Sequence[list[int]]) -> Tensor:
     return torch.tensor([row + [PAD_ID] * (longest - len(row)) for row in rows])
 
 
-def token_batches(examples: Sequence[Example], max_tokens: int, seed: int) -> list[Batch]:
+class LazyBatches(Sequence[Batch]):
+    """Batches that are made when they are asked for: an epoch of millions of pairs fits in memory.
+
+    Args:
+        examples: all of them.
+        groups: for each batch the indices of its examples.
+    """
+
+    def __init__(self, examples: Sequence[Example], groups: Sequence[Sequence[int]]) -> None:
+        self.examples, self.groups = examples, groups
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return LazyBatches(self.examples, self.groups[index])
+        return make_batch([self.examples[i] for i in self.groups[index]])
+
+
+def token_batches(examples: Sequence[Example], max_tokens: int, seed: int) -> LazyBatches:
     """One epoch: every example once, in batches of similar lengths (paper, section 5.1).
 
     Args:
@@ -218,11 +247,11 @@ def token_batches(examples: Sequence[Example], max_tokens: int, seed: int) -> li
         raise ValueError("an epoch needs at least one example, got none")
     # What a row takes in the batch: the target gets <bos> or <eos>.
     lengths = [(len(target) + 1, len(source)) for source, target in examples]
-    for number, length in enumerate(lengths):
-        if max(length) > max_tokens:
-            raise ValueError(
-                f"example {number} has {max(length)} tokens, more than max_tokens {max_tokens}"
-            )
+    longest = max(range(len(lengths)), key=lambda number: max(lengths[number]))
+    if max(lengths[longest]) > max_tokens:
+        raise ValueError(
+            f"example {longest} has {max(lengths[longest])} tokens, more than max_tokens {max_tokens}"
+        )
     generator = random.Random(seed)
     order = list(range(len(examples)))
     generator.shuffle(order)  # sorting keeps this order among equal lengths
@@ -236,4 +265,20 @@ def token_batches(examples: Sequence[Example], max_tokens: int, seed: int) -> li
             longest = max(lengths[index])
         groups[-1].append(index)
     generator.shuffle(groups)
-    return [make_batch([examples[index] for index in group]) for group in groups]
+    return LazyBatches(examples, groups)
+
+
+def endless_batches(examples: Sequence[Example], max_tokens: int, seed: int) -> Iterator[Batch]:
+    """Epoch after epoch of token_batches, each shuffled anew, for as long as anybody asks.
+
+    Args and errors are those of token_batches; they are looked at now, not when the first is taken.
+    """
+    generator = random.Random(seed)
+    first = token_batches(examples, max_tokens, generator.getrandbits(32))
+
+    def epochs() -> Iterator[Batch]:
+        yield from first
+        while True:
+            yield from token_batches(examples, max_tokens, generator.getrandbits(32))
+
+    return epochs()

@@ -1,0 +1,89 @@
+"""What public entry points refuse: numbers, masks and token ids that torch would take silently.
+
+Written from chapter 0 of the book: edit the chapter, then `make sync`.
+"""
+
+import math
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["check_attention", "check_numbers", "check_same", "check_tokens", "describe_model"]
+
+
+def check_numbers(
+    kind: type, low: float = -math.inf, high: float = math.inf, **values: object
+) -> None:
+    """Refuse with a ValueError what is no number of this kind from low to high.
+
+    Args:
+        kind: int, float (which takes whole numbers, too) or bool.
+        low, high: the least and the largest value allowed.
+        values: what to look at, by name.
+    """
+    for name, value in values.items():
+        kinds = (int, float) if kind is float else kind
+        is_number = isinstance(value, kinds) and (kind is bool or not isinstance(value, bool))
+        if not is_number or not low <= value <= high:  # type: ignore[operator]
+            limits = "" if kind is bool else f" from {low} to {high}"
+            raise ValueError(f"{name} must be {kind.__name__}{limits}, got {value!r}")
+
+
+def check_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> None:
+    """Refuse with a ValueError batches that do not match, and a mask that could be misread.
+
+    Args:
+        query, key, value: shape (batch, length, width).
+        attn_mask: boolean, True where attention is allowed; (queries, keys), or four dimensions
+            that broadcast to (batch, heads, queries, keys). With three, is the first batch or heads?
+    """
+    if not query.size(0) == key.size(0) == value.size(0):
+        raise ValueError(
+            "query, key and value must have the same batch size, "
+            f"got {query.size(0)}, {key.size(0)} and {value.size(0)}"
+        )
+    if attn_mask is not None and (attn_mask.dtype != torch.bool or attn_mask.dim() not in (2, 4)):
+        raise ValueError(
+            "attn_mask must be boolean, True where attention is allowed, of shape (queries, keys) "
+            "or (batch, heads, queries, keys), "
+            f"got {attn_mask.dtype} of shape {tuple(attn_mask.shape)}"
+        )
+
+
+def check_tokens(name: str, tokens: Tensor) -> None:
+    """Refuse with a ValueError what is no batch of rows of token ids, or an empty one."""
+    if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32) or not tokens.numel():
+        raise ValueError(
+            f"{name} must be token ids, int64 or int32, of shape (batch, length), none empty, "
+            f"got {tokens.dtype} of shape {tuple(tokens.shape)}"
+        )
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """What a model computes, its weights aside: its config, the kind of each part, their settings.
+
+    Two models with the same weights but another number of heads, activation or dropout differ in
+    it. Settings are the numbers and names that the modules of torch and of this package keep.
+    """
+    config = getattr(model, "config", None)
+    found = asdict(config) if is_dataclass(config) and not isinstance(config, type) else {}
+    for name, part in model.named_modules():
+        kind = type(part)
+        found[f"kind of {name or 'the model'}"] = f"{kind.__module__}.{kind.__qualname__}"
+        if kind.__module__.startswith(("torch.nn", "transformer_lib")):
+            found |= {
+                f"{name}.{key}": value
+                for key, value in vars(part).items()
+                if isinstance(value, int | float | str) and key != "training" and key[0] != "_"
+            }
+    return found
+
+
+def check_same(what: str, was: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse with a ValueError that names both values what is not as it was."""
+    differing = [key for key in was.keys() | now.keys() if was.get(key) != now.get(key)]
+    if differing:
+        values = [f"{key} {was.get(key)!r}, now {now.get(key)!r}" for key in sorted(differing)]
+        raise ValueError(f"{what} does not fit: it has {'; '.join(values[:4])}")

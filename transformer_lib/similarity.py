@@ -1,0 +1,115 @@
+"""Similarities of queries and keys, and what they look up.
+
+Written from chapter 2 of the book: edit the chapter, then `make sync`.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "AdditiveSimilarity",
+    "BilinearSimilarity",
+    "dot_similarity",
+    "masked_softmax",
+    "scaled_dot_similarity",
+    "weighted_lookup",
+]
+
+
+def masked_softmax(scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Turn scores into weights over the keys: positive, and 1 in sum.
+
+    Args:
+        scores: shape (..., queries, keys).
+        mask: boolean, broadcastable to the scores, True where attention is allowed.
+
+    Returns:
+        The weights, shape (..., queries, keys). A query whose every key is forbidden gets zeros.
+    """
+    if mask is None:
+        return scores.softmax(dim=-1)
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be boolean, True where allowed, got {mask.dtype}")
+    has_key = mask.any(dim=-1, keepdim=True)  # (..., queries, 1)
+    # A softmax over nothing is NaN: open such a row, and wipe it afterwards.
+    weights = scores.masked_fill(~mask & has_key, -math.inf).softmax(dim=-1)
+    return weights.masked_fill(~has_key, 0.0)  # (..., queries, keys)
+
+
+def weighted_lookup(
+    scores: Tensor, value: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Average the values, each with the weight that a softmax gives to its key's score.
+
+    Args:
+        scores: how well each key fits each query, shape (..., queries, keys).
+        value: one for each key, shape (..., keys, d_v).
+        mask: boolean, broadcastable to the scores, True where attention is allowed.
+
+    Returns:
+        The output, shape (..., queries, d_v), and the weights, shape (..., queries, keys).
+    """
+    weights = masked_softmax(scores, mask)  # (..., queries, keys)
+    return weights @ value, weights
+
+
+def dot_similarity(query: Tensor, key: Tensor) -> Tensor:
+    """Score q.k of every query with every key (Luong et al., 2015, "dot").
+
+    (..., queries, d_k) and (..., keys, d_k) -> (..., queries, keys)
+    """
+    return query @ key.transpose(-2, -1)
+
+
+def scaled_dot_similarity(query: Tensor, key: Tensor) -> Tensor:
+    """Score q.k / sqrt(d_k) of every query with every key (paper, section 3.2.1).
+
+    (..., queries, d_k) and (..., keys, d_k) -> (..., queries, keys)
+    """
+    return dot_similarity(query / math.sqrt(query.size(-1)), key)  # in float16, q.k may overflow
+
+
+class BilinearSimilarity(nn.Module):
+    """Score q^T W k of every query with every key (Luong et al., 2015, "general").
+
+    (..., queries, query_dim) and (..., keys, key_dim) -> (..., queries, keys)
+    """
+
+    def __init__(self, query_dim: int, key_dim: int) -> None:
+        super().__init__()
+        self.query_projection = nn.Linear(query_dim, key_dim, bias=False)  # W
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        return dot_similarity(self.query_projection(query), key)
+
+
+class AdditiveSimilarity(nn.Module):
+    """Score v^T tanh(W_q q + W_k k) (Bahdanau et al., 2015, appendix A.1.2).
+
+    (..., queries, query_dim) and (..., keys, key_dim) -> (..., queries, keys). The two are added
+    at width hidden_dim.
+    """
+
+    def __init__(self, query_dim: int, key_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.query_projection = nn.Linear(query_dim, hidden_dim, bias=False)  # W_q
+        self.key_projection = nn.Linear(key_dim, hidden_dim, bias=False)  # W_k
+        self.to_score = nn.Linear(hidden_dim, 1, bias=False)  # v
+
+    def project_keys(self, key: Tensor) -> Tensor:
+        """W_k k, to be computed once, however many queries follow: (..., keys, hidden_dim)."""
+        projected: Tensor = self.key_projection(key)
+        return projected
+
+    def score(self, query: Tensor, projected_keys: Tensor) -> Tensor:
+        """Score keys that project_keys has been given before: (..., queries, keys)."""
+        projected_query = self.query_projection(query)  # (..., queries, hidden_dim)
+        # Every query meets every key: (..., queries, 1, hidden_dim) + (..., 1, keys, hidden_dim)
+        meeting = projected_query.unsqueeze(-2) + projected_keys.unsqueeze(-3)
+        scores: Tensor = self.to_score(meeting.tanh())  # (..., queries, keys, 1)
+        return scores.squeeze(-1)
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        return self.score(query, self.project_keys(key))
