@@ -8,8 +8,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-
-from transformer_lib import causal_mask, padding_mask, scaled_dot_product_attention
 from transformer_lib.checks import (
     check_attention,
     check_causal_mask,
@@ -17,6 +15,8 @@ from transformer_lib.checks import (
     check_window_mask,
 )
 from transformer_lib.visualize import plot_attention
+
+from transformer_lib import causal_mask, padding_mask, scaled_dot_product_attention
 
 sizes = st.integers(1, 6)
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-
 from transformer_lib.checks import (
     check_centered_rows,
     check_predicted_shape,

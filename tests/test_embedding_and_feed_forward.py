@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-
 from transformer_lib.checks import (
     check_embedding,
     check_embedding_gradient,
@@ -16,6 +15,7 @@ from transformer_lib.checks import (
     check_maximum,
     check_parameter_counts,
 )
+
 from transformer_lib.embeddings import TokenEmbedding
 from transformer_lib.layers import FeedForward
 

@@ -15,7 +15,6 @@ from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-
 from transformer_lib.checks import (
     check_brevity_penalty,
     check_clipped_matches,
@@ -23,6 +22,7 @@ from transformer_lib.checks import (
     check_paired_bootstrap,
 )
 from transformer_lib.data import make_batch
+
 from transformer_lib.evaluation import (
     bleu,
     bootstrap_interval,

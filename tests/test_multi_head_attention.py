@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformer_lib.visualize import record_attention
 
 from transformer_lib import checks
 from transformer_lib.attention import (
@@ -16,7 +17,6 @@ from transformer_lib.attention import (
     padding_mask,
     scaled_dot_product_attention,
 )
-from transformer_lib.visualize import record_attention
 
 
 def pair(

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformer_lib.data import Example, make_batch
 
 from transformer_lib import checks
-from transformer_lib.data import Example, make_batch
 from transformer_lib.recurrent import (
     GRUCell,
     LSTMCell,

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from torch import Tensor
-
 from transformer_lib.checks import (
     check_groups,
     check_merge,
@@ -27,6 +26,7 @@ from transformer_lib.data import (
     read_pairs,
     token_batches,
 )
+
 from transformer_lib.tokenizer import (
     BOS_ID,
     EOS_ID,

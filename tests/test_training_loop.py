@@ -8,7 +8,6 @@ from itertools import islice, repeat
 import pytest
 import torch
 from torch import Tensor, nn
-
 from transformer_lib.checks import (
     check_deranged,
     check_overlap_by_length,
@@ -16,6 +15,7 @@ from transformer_lib.checks import (
     check_unigram_loss,
 )
 from transformer_lib.data import Batch, Example, make_batch, token_batches
+
 from transformer_lib.decoding import greedy_decode
 from transformer_lib.tokenizer import EOS_ID
 from transformer_lib.training import (

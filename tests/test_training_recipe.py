@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-
 from transformer_lib.checks import (
     check_clip,
     check_half_peak,
@@ -17,6 +16,7 @@ from transformer_lib.checks import (
     check_teacher_forcing,
 )
 from transformer_lib.data import Batch, make_batch
+
 from transformer_lib.training import evaluate_loss, learning_rate, make_optimizer, translation_loss
 from transformer_lib.transformer import Transformer, TransformerConfig
 

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.textpath import TextPath
-
 from transformer_lib.visualize import PALETTE, diagram, transformer_map, use_book_style
 
 ROOT = Path(__file__).resolve().parent.parent
