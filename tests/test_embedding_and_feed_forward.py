@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from transformer_lib.checks import (
+
+from transformer_lib.book.checks.chapter_08 import (
     check_embedding,
     check_embedding_gradient,
     check_feed_forward,
     check_maximum,
     check_parameter_counts,
 )
-
 from transformer_lib.embeddings import TokenEmbedding
 from transformer_lib.layers import FeedForward
 

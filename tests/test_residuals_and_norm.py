@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from transformer_lib.checks import (
+
+from transformer_lib.book.checks.chapter_09 import (
     check_layer_norm,
     check_layer_norm_gradient,
     check_residual,
     check_stream_growth,
 )
-
 from transformer_lib.layers import FeedForward, LayerNorm, ResidualConnection
 
 sizes = st.integers(1, 12)

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from transformer_lib.checks import (
+
+from transformer_lib.book.checks.chapter_12 import (
     check_parameter_formula,
     check_sentence_log_probability,
     check_torch_masks,
 )
-
 from transformer_lib.decoding import IncrementalDecoder, greedy_decode
 from transformer_lib.transformer import (
     Transformer,
