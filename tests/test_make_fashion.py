@@ -15,7 +15,7 @@ from tools import make_fashion
 from transformer_lib.vision import FASHION_CLASSES
 
 ROOT = Path(__file__).parent.parent
-DATA = ROOT / "transformer_lib" / "data"
+DATA = ROOT / "transformer_lib" / "corpora"
 PAGE = ROOT / "book" / "data.md"
 
 

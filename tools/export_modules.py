@@ -26,22 +26,20 @@ PACKAGE = "transformer_lib"
 # What each module holds: the first line of its docstring. A name that is not here is a typing error.
 MODULES = {
     "attention": "Similarities, masks, scaled dot-product attention and multi-head attention.",
-    "command_line": "`python -m transformer_lib`: train, translate, evaluate.",
-    "checks": "Checks of the reader's own solutions that say what is wrong and what is left to suspect.",
-    "data": "Sentence pairs, and batches of them by token count.",
     "decoding": "From a trained model to sentences.",
     "embeddings": "Token embeddings and positional encodings.",
     "evaluation": "Scores of translations, and the cost of training in FLOPs.",
+    "inspection": "Looking inside a model.",
     "layers": "Feed-forward network, layer norm, residual connection, encoder and decoder layer.",
+    "pairs": "Sentence pairs, and batches of them by token count.",
     "recurrent": "Recurrent cells, and a recurrent translator with and without attention.",
     "tokenizer": "Byte-pair encoding with one vocabulary for both languages.",
     "training": "Loss, learning-rate schedule and the training loop.",
     "transformer": "Encoder, decoder and the whole Transformer.",
-    "vision": "Small pictures in clutter, and attention that pools their patches.",
-    "visualize": "Palette, plot style, diagrams and pictures of attention.",
+    "vision": "Small pictures of clothes, and attention that pools their patches.",
 }
-# Imported by name where they are needed: `import transformer_lib` must not load matplotlib, nor the exercises' checks.
-NOT_IN_INIT = ("checks", "command_line", "visualize")
+# Plain source beside the modules. What the pages need and do not explain is plain source too, in the sub-package book.
+BY_HAND = ("__main__.py",)
 
 MARKER = re.compile(r"#\| export(?: (?P<module>[a-z_]+))?(?: replaces (?P<replaces>\w+))?$")
 ALMOST_A_MARKER = re.compile(r"^\s*#\s*\|?\s*exports?\b", re.MULTILINE)
@@ -249,31 +247,15 @@ def write_module(name: str, modules: dict[str, Module]) -> str:
 
 
 def write_init(modules: dict[str, Module]) -> str:
-    """The package's __init__: the public names of the modules that are light to import."""
-    shown = {
-        name: module.public
-        for name, module in sorted(modules.items())
-        if name not in NOT_IN_INIT and module.public
-    }
+    """The package's __init__: the public names of all modules."""
+    shown = {name: module.public for name, module in sorted(modules.items()) if module.public}
     imports = [f"from {PACKAGE}.{name} import {', '.join(names)}" for name, names in shown.items()]
     names = sorted(name for names in shown.values() for name in names)
     title = (
         "The Transformer of 'Attention Is All You Need', built piece by piece.\n\n"
-        "Every line comes out of a chapter of the book; this file is written by tools/export_modules.py."
+        "Every idea comes out of a chapter of the book; this file is written by tools/export_modules.py."
     )
     return f'"""{title}\n"""\n\n' + "\n".join(imports) + f"\n\n__all__ = {names}\n"
-
-
-# Lets `python -m transformer_lib` run what a chapter exports as command_line.main.
-MAIN = f"""\"\"\"`python -m {PACKAGE}`: see {PACKAGE}.command_line.\"\"\"
-
-import sys
-
-from {PACKAGE}.command_line import main
-
-if __name__ == "__main__":
-    sys.exit(main())
-"""
 
 
 def tidy(source: str, name: str) -> str:
@@ -304,14 +286,16 @@ def export(notebooks: Path) -> dict[str, str]:
     sources = {name: write_module(name, modules) for name in modules} | {
         "__init__": write_init(modules)
     }
-    if "command_line" in modules:
-        sources["__main__"] = MAIN
     return {f"{name}.py": tidy(source, name) for name, source in sources.items()}
 
 
 def stale_files(sources: dict[str, str], package: Path) -> list[str]:
     """What differs between the chapters and the package, one line each."""
-    there = {path.name: path.read_text(encoding="utf-8") for path in package.glob("*.py")}
+    there = {
+        path.name: path.read_text(encoding="utf-8")
+        for path in package.glob("*.py")
+        if path.name not in BY_HAND
+    }
     lines = [f"{name}: no chapter exports it" for name in sorted(there.keys() - sources.keys())]
     lines += [f"{name}: not written yet" for name in sorted(sources.keys() - there.keys())]
     lines += [

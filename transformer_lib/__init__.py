@@ -1,36 +1,45 @@
 """The Transformer of 'Attention Is All You Need', built piece by piece.
 
-Every line comes out of a chapter of the book; this file is written by tools/export_modules.py.
+Every idea comes out of a chapter of the book; this file is written by tools/export_modules.py.
 """
 
 from transformer_lib.attention import (
-    AdditiveSimilarity,
-    BilinearSimilarity,
+    KeyValueCache,
     MultiHeadAttention,
+    attention_weights,
     causal_mask,
-    dot_similarity,
     padding_mask,
     scaled_dot_product_attention,
-    scaled_dot_similarity,
-    weighted_lookup,
 )
-from transformer_lib.data import (
-    Batch,
-    Example,
-    Pair,
-    encode_pairs,
-    load_pairs,
-    make_batch,
-    read_pairs,
-    token_batches,
+from transformer_lib.checkpoint import (
+    average_weights,
+    load_checkpoint,
+    locked,
+    read_tensors,
+    save_checkpoint,
+    unwrap,
+    write_tensors,
+)
+from transformer_lib.convert import (
+    attention_partners,
+    copy_weights,
+    from_torch,
+    to_torch,
+    transformer_partners,
 )
 from transformer_lib.decoding import (
     Hypothesis,
     IncrementalDecoder,
-    Translator,
     beam_search,
     greedy_decode,
     sample,
+)
+from transformer_lib.door import (
+    check_attention,
+    check_numbers,
+    check_same,
+    check_tokens,
+    describe_model,
 )
 from transformer_lib.embeddings import (
     LearnedPositionalEncoding,
@@ -46,6 +55,7 @@ from transformer_lib.evaluation import (
     tokenize_13a,
     training_flops,
 )
+from transformer_lib.inspection import record_attention
 from transformer_lib.layers import (
     DecoderLayer,
     Dropout,
@@ -53,6 +63,18 @@ from transformer_lib.layers import (
     FeedForward,
     LayerNorm,
     ResidualConnection,
+)
+from transformer_lib.pairs import (
+    Batch,
+    Example,
+    LazyBatches,
+    Pair,
+    encode_pairs,
+    endless_batches,
+    load_pairs,
+    make_batch,
+    read_pairs,
+    token_batches,
 )
 from transformer_lib.recurrent import (
     GRUCell,
@@ -62,28 +84,34 @@ from transformer_lib.recurrent import (
     RecurrentTranslator,
     RNNCell,
 )
+from transformer_lib.similarity import (
+    AdditiveSimilarity,
+    BilinearSimilarity,
+    dot_similarity,
+    masked_softmax,
+    scaled_dot_similarity,
+    weighted_lookup,
+)
 from transformer_lib.tokenizer import (
     BOS_ID,
     EOS_ID,
     PAD_ID,
     SPECIAL_TOKENS,
+    encode_texts,
     load_tokenizer,
+    parse_tokenizer,
     save_tokenizer,
     train_tokenizer,
 )
 from transformer_lib.training import (
     Progress,
-    average_weights,
-    endless_batches,
+    TrainingSettings,
+    cross_entropy_sum,
     evaluate_loss,
     learning_rate,
-    load_checkpoint,
     make_optimizer,
-    read_tensors,
-    save_checkpoint,
     train,
     translation_loss,
-    write_tensors,
 )
 from transformer_lib.transformer import (
     Decoder,
@@ -91,17 +119,10 @@ from transformer_lib.transformer import (
     Transformer,
     TransformerConfig,
     count_parameters,
-    from_torch,
-    to_torch,
+    evaluating,
 )
-from transformer_lib.vision import (
-    FASHION_CLASSES,
-    AttentionPooling,
-    Canvases,
-    load_fashion,
-    make_canvases,
-    mass_in_box,
-)
+from transformer_lib.translator import Translator
+from transformer_lib.vision import FASHION_CLASSES, AttentionPooling, load_fashion
 
 __all__ = [
     "BOS_ID",
@@ -114,7 +135,6 @@ __all__ = [
     "Batch",
     "BilinearSimilarity",
     "BleuScore",
-    "Canvases",
     "Decoder",
     "DecoderLayer",
     "Dropout",
@@ -125,8 +145,10 @@ __all__ = [
     "GRUCell",
     "Hypothesis",
     "IncrementalDecoder",
+    "KeyValueCache",
     "LSTMCell",
     "LayerNorm",
+    "LazyBatches",
     "LearnedPositionalEncoding",
     "MultiHeadAttention",
     "Pair",
@@ -138,20 +160,32 @@ __all__ = [
     "ResidualConnection",
     "SinusoidalPositionalEncoding",
     "TokenEmbedding",
+    "TrainingSettings",
     "Transformer",
     "TransformerConfig",
     "Translator",
+    "attention_partners",
+    "attention_weights",
     "average_weights",
     "beam_search",
     "bleu",
     "bootstrap_interval",
     "causal_mask",
+    "check_attention",
+    "check_numbers",
+    "check_same",
+    "check_tokens",
     "chrf",
+    "copy_weights",
     "count_parameters",
+    "cross_entropy_sum",
+    "describe_model",
     "dot_similarity",
     "encode_pairs",
+    "encode_texts",
     "endless_batches",
     "evaluate_loss",
+    "evaluating",
     "from_torch",
     "greedy_decode",
     "learning_rate",
@@ -159,13 +193,15 @@ __all__ = [
     "load_fashion",
     "load_pairs",
     "load_tokenizer",
+    "locked",
     "make_batch",
-    "make_canvases",
     "make_optimizer",
-    "mass_in_box",
+    "masked_softmax",
     "padding_mask",
+    "parse_tokenizer",
     "read_pairs",
     "read_tensors",
+    "record_attention",
     "sample",
     "save_checkpoint",
     "save_tokenizer",
@@ -178,7 +214,9 @@ __all__ = [
     "train",
     "train_tokenizer",
     "training_flops",
+    "transformer_partners",
     "translation_loss",
+    "unwrap",
     "weighted_lookup",
     "write_tensors",
 ]

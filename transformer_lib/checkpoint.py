@@ -186,7 +186,10 @@ def load_checkpoint(
     )
     weights = {n.removeprefix("model."): x for n, x in tensors.items() if n.startswith("model.")}
     shapes = {name: tuple(x.shape) for name, x in model.state_dict().items()}
-    check_same(f"{path}, another model,", {n: tuple(x.shape) for n, x in weights.items()}, shapes)
+    if shapes != (found := {name: tuple(x.shape) for name, x in weights.items()}):
+        raise ValueError(
+            f"{path} is of another model: {sorted(set(found.items()) ^ set(shapes.items()))[:4]}"
+        )
     states: dict[int, dict[str, Any]] = {}
     for name, x in [*tensors.items(), *saved["optimizer"]["numbers"].items()]:
         if name.startswith("optimizer."):
@@ -216,7 +219,9 @@ def average_weights(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]
         raise ValueError("there is nothing to average: no states")
     shapes = [{name: tuple(x.shape) for name, x in state.items()} for state in states]
     for other in shapes[1:]:
-        check_same("a state of another model", other, shapes[0])
+        if other != shapes[0]:
+            differing = sorted(set(shapes[0].items()) ^ set(other.items()))
+            raise ValueError(f"the states are of different models, they differ in {differing[:4]}")
     return {
         name: torch.stack([state[name].float() for state in states]).mean(dim=0).to(first.dtype)
         for name, first in states[0].items()

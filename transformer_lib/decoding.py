@@ -79,8 +79,9 @@ def _start(model: nn.Module, source: Tensor, beam_size: int = 1) -> Any:
 
 def _limits(model: Any, source: Tensor, max_new_tokens: int | Sequence[int]) -> list[int]:
     """The most tokens that each row may get."""
-    same = isinstance(max_new_tokens, int)
-    limits = [max_new_tokens] * len(source) if same else [*max_new_tokens]  # type: ignore[list-item, misc]
+    if isinstance(max_new_tokens, int):
+        max_new_tokens = [max_new_tokens] * len(source)
+    limits = list(max_new_tokens)
     if len(limits) != len(source):
         raise ValueError(f"there are {len(limits)} limits for {len(source)} rows")
     for limit in limits:
@@ -245,7 +246,9 @@ def beam_search(
                     texts = written.view(len(active), beam_size, -1)[i, :, 1:].tolist()
                     scored = zip(texts, total[i].tolist(), strict=True)
                     results[sentence] = [
-                        Hypothesis(text, p / penalty[length], p) for text, p in scored if p > -math.inf
+                        Hypothesis(text, p / penalty[length], p)
+                        for text, p in scored
+                        if p > -math.inf
                     ]
                 else:
                     still.append(i)

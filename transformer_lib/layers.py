@@ -109,9 +109,10 @@ class ResidualConnection(nn.Module):
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         """(..., d_model) -> (..., d_model); the sub-layer is a function that keeps the shape."""
         if self.norm_first:
-            return x + self.dropout(sublayer(self.norm(x)))
-        normed: Tensor = self.norm(x + self.dropout(sublayer(x)))
-        return normed
+            x = x + self.dropout(sublayer(self.norm(x)))
+        else:
+            x = self.norm(x + self.dropout(sublayer(x)))
+        return x
 
 
 class EncoderLayer(nn.Module):
@@ -156,7 +157,8 @@ class EncoderLayer(nn.Module):
         """
         own = self.self_attention
         x = self.residual_1(x, lambda x: own(x, x, x, attn_mask, is_causal, cache))
-        return self.residual_2(x, self.feed_forward)
+        x = self.residual_2(x, self.feed_forward)
+        return x
 
 
 class DecoderLayer(nn.Module):
@@ -206,4 +208,5 @@ class DecoderLayer(nn.Module):
         own, cross = self.self_attention, self.cross_attention
         x = self.residual_1(x, lambda x: own(x, x, x, attn_mask, is_causal=True, cache=cache))
         x = self.residual_2(x, lambda x: cross(x, memory, memory, memory_mask, cache=memory_cache))
-        return self.residual_3(x, self.feed_forward)
+        x = self.residual_3(x, self.feed_forward)
+        return x

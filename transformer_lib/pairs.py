@@ -168,8 +168,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        tensors = (self.source, self.target_in, self.target_out)
-        return Batch(*(x.to(device) for x in tensors), self.pad_id)
+        source, target_in = self.source.to(device), self.target_in.to(device)
+        return Batch(source, target_in, self.target_out.to(device), self.pad_id)
 
 
 def make_batch(examples: Sequence[Example]) -> Batch:

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transformer_lib.attention import AdditiveSimilarity, weighted_lookup
 from transformer_lib.embeddings import TokenEmbedding
+from transformer_lib.similarity import AdditiveSimilarity, weighted_lookup
 
 __all__ = [
     "GRUCell",

@@ -44,10 +44,8 @@ def check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str):
         raise ValueError(f"needs a list of texts, got the single text {texts[:40]!r}")
     for text in texts:
-        if (
-            not isinstance(text, str)
-            or not text.isascii()
-            and any("\ud800" <= c <= "\udfff" for c in text)
+        if not isinstance(text, str) or (
+            not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
         ):
             raise ValueError(f"{text!r} is no text: half a surrogate pair is no character")
 

@@ -59,7 +59,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         *parameters: Tensor,
     ) -> Tensor:
         total = torch.zeros((), device=hidden.device)
-        grads = [torch.empty_like(hidden), *(None for _ in parameters)]
+        grads: list[Any] = [torch.empty_like(hidden), *(None for _ in parameters)]
         for start in range(0, len(targets), 512):
             piece = hidden[start : start + 512].detach().requires_grad_()  # (512, d_model)
             with torch.enable_grad():
@@ -83,7 +83,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (None, found[0], None, None, *found[1:])
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def cross_entropy_sum(
     model: nn.Module, hidden: Tensor, targets: Tensor, label_smoothing: float = 0.0
 ) -> Tensor:
@@ -128,9 +128,11 @@ def translation_loss(
     """
     real = batch.target_out != batch.pad_id  # (batch, target)
 
-    def loss(inner: nn.Module, hidden: Tensor) -> Tensor:
+    def loss(inner: Any, hidden: Tensor) -> Tensor:
         check_same("the batch", {"pad_id": batch.pad_id}, {"pad_id": inner.config.pad_id})
-        return cross_entropy_sum(inner, hidden[real], batch.target_out[real], label_smoothing)
+        wanted = batch.target_out[real]  # (real tokens,)
+        total: Tensor = cross_entropy_sum(inner, hidden[real], wanted, label_smoothing)
+        return total
 
     return model(batch.source, batch.target_in, loss), int(real.sum())
 
@@ -283,7 +285,7 @@ class Progress:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether a device has instructions for products in bfloat16; without them they are slower."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return device.type != "cpu" or bool(supported())
 
@@ -332,7 +334,7 @@ def backward(
         device = next(model.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             surprise, tokens = loss(model, batch, label_smoothing)
-        surprise.backward()  # type: ignore[no-untyped-call]
+        surprise.backward()
         total, count = total + surprise.item(), count + tokens
     total, everywhere, ranks = over_ranks(total, count, 1)
     for parameter in model.parameters():

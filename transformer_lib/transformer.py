@@ -123,8 +123,8 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "d_model", "num_heads", "d_ff", "max_length")
-        sizes += ("num_encoder_layers", "num_decoder_layers")
-        check_numbers(int, 1, 2**31, **{name: getattr(self, name) for name in sizes})
+        layers = ("num_encoder_layers", "num_decoder_layers")
+        check_numbers(int, 1, 2**31, **{name: getattr(self, name) for name in sizes + layers})
         check_numbers(float, 0, 1, dropout=self.dropout, attention_dropout=self.attention_dropout)
         final_norm = self.norm_first if self.final_norm is None else self.final_norm
         check_numbers(bool, norm_first=self.norm_first, final_norm=final_norm)

@@ -3,7 +3,6 @@
 Written from chapter 15 of the book: edit the chapter, then `make sync`.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import resources

@@ -109,11 +109,7 @@ def chapter_table(to_root: str) -> str:
         "|---|---|---:|---:|---:|",
     ]
     for chapter in chapters():
-        modules = ", ".join(
-            f"`{module}`"
-            for module in dict.fromkeys(chapter.exports.values())
-            if module != "checks"
-        )
+        modules = ", ".join(f"`{module}`" for module in dict.fromkeys(chapter.exports.values()))
         seconds = (
             "not measured" if chapter.seconds is None else f"{max(1, round(chapter.seconds))} s"
         )
@@ -306,7 +302,7 @@ def describe(
 
 def inline_diagram(name: str) -> str:
     """An SVG of the package as part of the page, so that it takes the page's colors and its text stays text."""
-    path = ROOT / "transformer_lib" / "static" / f"{name}.svg"
+    path = ROOT / "transformer_lib" / "book" / "static" / f"{name}.svg"
     svg = re.sub(
         r"<\?xml.*?\?>|<!--.*?-->|<!DOCTYPE.*?>",
         "",
@@ -330,7 +326,9 @@ def fill_markers(app, docname: str, source: list[str]) -> None:
     def generated(match: re.Match[str]) -> str:
         kind, argument = match.groups()
         if kind == "diagram":
-            app.env.note_dependency(str(ROOT / "transformer_lib" / "static" / f"{argument}.svg"))
+            app.env.note_dependency(
+                str(ROOT / "transformer_lib" / "book" / "static" / f"{argument}.svg")
+            )
             return inline_diagram(argument)
         for path in [
             *(ROOT / "notebooks").glob("*.ipynb"),
