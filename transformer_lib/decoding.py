@@ -4,7 +4,8 @@ Written from chapters 12, 16 of the book: edit the chapter, then `make sync`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from transformer_lib.attention import KeyValueCache
 from transformer_lib.door import check_numbers, check_tokens
+from transformer_lib.embeddings import TokenEmbedding
 from transformer_lib.tokenizer import BOS_ID, EOS_ID
 from transformer_lib.transformer import evaluating
 
@@ -69,6 +71,27 @@ class IncrementalDecoder:
         self.source = None if self.source is None else self.source[rows]
 
 
+@contextmanager
+def by_columns(model: nn.Module) -> Iterator[None]:
+    """Keep the matrices of linear maps in memory column after column for a while, as they are read.
+
+    The numbers are the same, and so is every method of the model: only the product of a matrix with
+    one vector gets faster, on many processors.
+    """
+    rows = {}
+    for part in model.modules():
+        weight = getattr(part, "weight", None)
+        is_map = isinstance(part, nn.Linear | TokenEmbedding) and isinstance(weight, nn.Parameter)
+        if is_map and weight.size(0) >= weight.size(1) and weight not in rows:
+            rows[weight] = weight.data
+            weight.data = weight.data.t().contiguous().t()
+    try:
+        yield
+    finally:
+        for weight, data in rows.items():
+            weight.data = data
+
+
 def _start(model: nn.Module, source: Tensor, beam_size: int = 1) -> Any:
     """What steps through a model: the model's own `incremental_decoder`, if it has one."""
     own = getattr(model, "incremental_decoder", None)
@@ -108,7 +131,7 @@ def _write(
     limits = _limits(model, source, max_new_tokens)
     texts: list[list[int]] = [[] for _ in limits]
     open_rows = list(range(len(limits)))  # the texts that are still being written
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode(), by_columns(model):
         decoder = _start(model, source)
         tokens = source.new_full((len(limits),), bos_id)  # (rows,)
         while open_rows:
@@ -208,7 +231,7 @@ def beam_search(
     finished: list[list[Hypothesis]] = [[] for _ in limits]
     results: list[list[Hypothesis]] = [[] for _ in limits]
     active = list(range(len(limits)))  # the sentences that are still being written
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode(), by_columns(model):
         decoder = _start(model, source, beam_size)
         # At first all beams are the same: only one of each sentence counts.
         total = torch.full((len(limits), beam_size), -math.inf, device=source.device)
