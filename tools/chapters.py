@@ -123,14 +123,14 @@ class Chapter:
         return self.book.get("threads", 1)
 
     @property
-    def seconds(self) -> float | None:
+    def cpu_seconds(self) -> float | None:
         """CPU seconds that it took."""
         return self.book.get("seconds")
 
     @property
     def run_time(self) -> float | None:
         """Seconds that a reader waits for it."""
-        return None if self.seconds is None else self.seconds / self.threads
+        return None if self.cpu_seconds is None else self.cpu_seconds / self.threads
 
     # What is in it
 

@@ -31,10 +31,10 @@ def test_what_the_first_cell_and_the_metadata_say(tmp_path: Path) -> None:
     )
     chapter = chapter_of(tmp_path, first, seconds=90.0, budget=270, threads=2)
     assert (chapter.number, chapter.title, chapter.question) == (7, "7. A title", "why so?")
-    assert (chapter.seconds, chapter.budget, chapter.threads) == (90.0, 270, 2)
+    assert (chapter.cpu_seconds, chapter.budget, chapter.threads) == (90.0, 270, 2)
     assert chapter.run_time == 45
     plain = chapter_of(tmp_path, first)
-    assert (plain.seconds, plain.run_time, plain.budget, plain.threads) == (None, None, 60, 1)
+    assert (plain.cpu_seconds, plain.run_time, plain.budget, plain.threads) == (None, None, 60, 1)
 
 
 def test_cells_by_section_and_tag(tmp_path: Path) -> None:
