@@ -61,8 +61,8 @@ bench: .venv-bench/ready  ## the package against its peers, in one run (12 minut
 	cd benchmarks && ../.venv-bench/bin/python speed.py
 
 data: $(READY)  ## make the translation pairs and the pictures anew from Debian's packages
-	$(BIN)/python tools/make_data.py --packages build/packages --output transformer_lib/data --page book/data.md
-	$(BIN)/python -m tools.make_fashion --packages build/packages --output transformer_lib/data --page book/data.md
+	$(BIN)/python tools/make_data.py --packages build/packages --output transformer_lib/corpora --page book/data.md
+	$(BIN)/python -m tools.make_fashion --packages build/packages --output transformer_lib/corpora --page book/data.md
 
 test: lint types unit notebooks prove book site  ## prove everything (about 20 minutes on 2 cores)
 	@echo "All of it holds."

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import MarianConfig, MarianMTModel
 from x_transformers import XTransformer
 
-from transformer_lib.data import Batch, Example, make_batch
 from transformer_lib.decoding import beam_search, greedy_decode
 from transformer_lib.embeddings import sinusoidal_positions
+from transformer_lib.pairs import Batch, Example, make_batch
 from transformer_lib.training import translation_loss
 from transformer_lib.transformer import Transformer, TransformerConfig
 

@@ -6,9 +6,9 @@
     python benchmarks/recurrent.py --part same_time      chapter 15: recurrent and Transformer, for the same time
     python benchmarks/recurrent.py --part shipped        chapter 3: a small one with attention, its weights shipped
 
-Writes transformer_lib/data/recurrent.json and transformer_lib/pretrained/recurrent. Scores are on the test pairs,
-decoded greedily; BLEU also by the number of words in the source. Time is that of one thread on its processor, so that
-a busy machine matters less; a step's is measured in turns.
+Writes transformer_lib/book/results/recurrent.json and transformer_lib/pretrained/recurrent. Scores are on the test
+pairs, decoded greedily; BLEU also by the number of words in the source. Time is that of one thread on its processor, so
+that a busy machine matters less; a step's is measured in turns.
 """
 
 import argparse
@@ -24,16 +24,16 @@ import torch
 from tokenizers import Tokenizer
 from translators import CONFIG  # the reader's Transformer of chapter 15
 
-from transformer_lib.data import Example, Pair, encode_pairs, load_pairs, make_batch, token_batches
 from transformer_lib.decoding import greedy_decode
 from transformer_lib.evaluation import bleu, chrf
+from transformer_lib.pairs import Example, Pair, encode_pairs, load_pairs, make_batch, token_batches
 from transformer_lib.recurrent import RecurrentConfig, RecurrentTranslator
 from transformer_lib.tokenizer import save_tokenizer, train_tokenizer
 from transformer_lib.training import endless_batches, train, write_tensors
 from transformer_lib.transformer import Transformer, count_parameters
 
 PACKAGE = Path(__file__).resolve().parent.parent / "transformer_lib"
-OUTPUT = PACKAGE / "data" / "recurrent.json"
+OUTPUT = PACKAGE / "book" / "results" / "recurrent.json"
 SHIPPED = PACKAGE / "pretrained" / "recurrent"
 VOCAB_SIZE = 2000
 # A source of 1 to 7 words, 8 to 10, and so on.

@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 
 from transformer_lib.attention import scaled_dot_product_attention
-from transformer_lib.data import Batch, encode_pairs, load_pairs
 from transformer_lib.evaluation import training_flops
+from transformer_lib.pairs import Batch, encode_pairs, load_pairs
 from transformer_lib.tokenizer import train_tokenizer
 from transformer_lib.training import endless_batches, train
 from transformer_lib.transformer import Transformer, TransformerConfig, count_parameters

@@ -3,7 +3,7 @@
     python benchmarks/translators.py --seeds 1 2 3
 
 Same seeds, same steps, same loss and schedule. Scores are on the test pairs, decoded greedily.
-Writes transformer_lib/data/translators.json, which chapter 15 shows.
+Writes transformer_lib/book/results/translators.json, which chapter 15 shows.
 """
 
 import argparse
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from transformer_lib.attention import padding_mask
-from transformer_lib.data import encode_pairs, load_pairs, token_batches
 from transformer_lib.decoding import Translator
 from transformer_lib.embeddings import SinusoidalPositionalEncoding, TokenEmbedding
 from transformer_lib.evaluation import bleu, chrf
+from transformer_lib.pairs import encode_pairs, load_pairs, token_batches
 from transformer_lib.tokenizer import train_tokenizer
 from transformer_lib.training import endless_batches, train
 from transformer_lib.transformer import (
@@ -29,7 +29,13 @@ from transformer_lib.transformer import (
     from_torch,
 )
 
-OUTPUT = Path(__file__).resolve().parent.parent / "transformer_lib" / "data" / "translators.json"
+OUTPUT = (
+    Path(__file__).resolve().parent.parent
+    / "transformer_lib"
+    / "book"
+    / "results"
+    / "translators.json"
+)
 CONFIG = TransformerConfig(
     2000,
     d_model=128,

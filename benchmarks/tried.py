@@ -3,7 +3,7 @@
     python benchmarks/tried.py                        all variants with seed 1, two at a time, a thread each
     python benchmarks/tried.py --only "dropout 0.1"   one of them
 
-Writes transformer_lib/data/tried.json, which chapter 15 shows: scores on the validation pairs, greedy decoding.
+Writes transformer_lib/book/results/tried.json, which chapter 15 shows: scores on the validation pairs, greedy decoding.
 """
 
 import argparse
@@ -14,14 +14,16 @@ from typing import Any
 
 import torch
 
-from transformer_lib.data import Pair, encode_pairs, load_pairs, token_batches
 from transformer_lib.decoding import Translator
 from transformer_lib.evaluation import bleu, chrf
+from transformer_lib.pairs import Pair, encode_pairs, load_pairs, token_batches
 from transformer_lib.tokenizer import train_tokenizer
 from transformer_lib.training import Progress, average_weights, endless_batches, train
 from transformer_lib.transformer import Transformer, TransformerConfig, count_parameters
 
-OUTPUT = Path(__file__).resolve().parent.parent / "transformer_lib" / "data" / "tried.json"
+OUTPUT = (
+    Path(__file__).resolve().parent.parent / "transformer_lib" / "book" / "results" / "tried.json"
+)
 
 # The reader's run, as chapter 15's parameters have it, with half the steps.
 BASE: dict[str, Any] = {

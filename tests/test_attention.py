@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from transformer_lib import causal_mask, padding_mask, scaled_dot_product_attention
-from transformer_lib.checks import (
+from transformer_lib.book.checks.chapter_05 import (
     check_attention,
     check_causal_mask,
     check_leak_detector,
     check_window_mask,
 )
-from transformer_lib.visualize import plot_attention
+from transformer_lib.book.plots import plot_attention
 
 sizes = st.integers(1, 6)
 

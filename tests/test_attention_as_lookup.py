@@ -17,12 +17,12 @@ from torch import Tensor
 from transformer_lib import (
     AdditiveSimilarity,
     BilinearSimilarity,
-    checks,
     dot_similarity,
     scaled_dot_product_attention,
     scaled_dot_similarity,
     weighted_lookup,
 )
+from transformer_lib.book.checks import chapter_02
 
 SVG = "{http://www.w3.org/2000/svg}"
 sizes = st.integers(1, 5)
@@ -241,7 +241,7 @@ def test_lookup_refuses_what_does_not_fit(
 
 
 def test_the_weights_in_the_drawing_are_the_softmax_of_its_scores() -> None:
-    drawing = Path(__file__).parent.parent / "transformer_lib" / "static" / "retrieval.svg"
+    drawing = Path(__file__).parent.parent / "transformer_lib" / "book" / "static" / "retrieval.svg"
     texts = ["".join(text.itertext()) for text in ElementTree.parse(drawing).iter(f"{SVG}text")]
     shown = [float(text.replace("−", "-")) for text in texts if re.fullmatch(r"[−\d]\d?", text)]
     weights = [float(text) for text in texts if text.startswith(".")]
@@ -338,27 +338,27 @@ def one_pass_mean(pairs: Pairs) -> Tensor:
 
 
 RIGHT: dict[Callable[..., None], Callable[..., Any]] = {
-    checks.check_length_mask: length_mask,
-    checks.check_temperature: temperature,
-    checks.check_additive_similarity: additive,
-    checks.check_one_pass_lookup: one_pass,
+    chapter_02.check_length_mask: length_mask,
+    chapter_02.check_temperature: temperature,
+    chapter_02.check_additive_similarity: additive,
+    chapter_02.check_one_pass_lookup: one_pass,
 }
 WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
-    (checks.check_length_mask, lambda n, m: torch.arange(m) < n[:, None], "axis of length 1"),
-    (checks.check_length_mask, lambda n, m: length_mask(n, m).mT, "should have shape"),
-    (checks.check_length_mask, lambda n, m: length_mask(n, m).float(), "should be boolean"),
-    (checks.check_length_mask, lambda n, m: ~length_mask(n, m), "upside down"),
-    (checks.check_length_mask, lambda n, m: length_mask(n + 1, m), "one word too many"),
-    (checks.check_length_mask, lambda n, m: length_mask(n - 1, m), "one word too few"),
-    (checks.check_length_mask, lambda n, m: length_mask(n.clamp(min=1), m), "empty sentence"),
-    (checks.check_temperature, lambda s, p: 1 / temperature(s, p), "one over the temperature"),
-    (checks.check_temperature, lambda s, p: 0.0, "positive number, got 0"),
-    (checks.check_temperature, lambda s, p: 0.5, "yours is 0.500"),
-    (checks.check_temperature, lambda s, p: 1 / math.log(99), "ten times as high"),
-    (checks.check_temperature, lambda s, p: min(temperature(s, p), 1.0), "reach that far"),
-    (checks.check_temperature, temperature_by_naive_exp, "subtract the largest"),
+    (chapter_02.check_length_mask, lambda n, m: torch.arange(m) < n[:, None], "axis of length 1"),
+    (chapter_02.check_length_mask, lambda n, m: length_mask(n, m).mT, "should have shape"),
+    (chapter_02.check_length_mask, lambda n, m: length_mask(n, m).float(), "should be boolean"),
+    (chapter_02.check_length_mask, lambda n, m: ~length_mask(n, m), "upside down"),
+    (chapter_02.check_length_mask, lambda n, m: length_mask(n + 1, m), "one word too many"),
+    (chapter_02.check_length_mask, lambda n, m: length_mask(n - 1, m), "one word too few"),
+    (chapter_02.check_length_mask, lambda n, m: length_mask(n.clamp(min=1), m), "empty sentence"),
+    (chapter_02.check_temperature, lambda s, p: 1 / temperature(s, p), "one over the temperature"),
+    (chapter_02.check_temperature, lambda s, p: 0.0, "positive number, got 0"),
+    (chapter_02.check_temperature, lambda s, p: 0.5, "yours is 0.500"),
+    (chapter_02.check_temperature, lambda s, p: 1 / math.log(99), "ten times as high"),
+    (chapter_02.check_temperature, lambda s, p: min(temperature(s, p), 1.0), "reach that far"),
+    (chapter_02.check_temperature, temperature_by_naive_exp, "subtract the largest"),
     (
-        checks.check_temperature,
+        chapter_02.check_temperature,
         lambda s, p: (
             (s.topk(2).values[0] - s.topk(2).values[1]).item() / math.log(p / (1 - p) or 1)
             if p > 0.5
@@ -366,53 +366,57 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
         ),
         "do all the keys count",
     ),
-    (checks.check_temperature, lambda s, p: temperature(s, 0.99), "does the share"),
-    (checks.check_additive_similarity, lambda *a: additive(*a).mT, "transposed"),
+    (chapter_02.check_temperature, lambda s, p: temperature(s, 0.99), "does the share"),
+    (chapter_02.check_additive_similarity, lambda *a: additive(*a).mT, "transposed"),
     (
-        checks.check_additive_similarity,
+        chapter_02.check_additive_similarity,
         lambda q, k, a, b, v: ((q @ a)[:, None] + (k @ b)[None]).tanh(),
         "still a vector",
     ),
     (
-        checks.check_additive_similarity,
+        chapter_02.check_additive_similarity,
         lambda q, k, a, b, v: ((q @ a)[:, None] + (k @ b)[None]) @ v,
         "tanh is missing: without it",
     ),
     (
-        checks.check_additive_similarity,
+        chapter_02.check_additive_similarity,
         lambda q, k, a, b, v: ((q @ a)[:, None] + (k @ b)[None]).sum(dim=-1),
         "and so is v",
     ),
     (
-        checks.check_additive_similarity,
+        chapter_02.check_additive_similarity,
         lambda q, k, a, b, v: ((q @ a)[:, None] + (k @ b)[None]).tanh().sum(dim=-1),
         "v is missing",
     ),
     (
-        checks.check_additive_similarity,
+        chapter_02.check_additive_similarity,
         lambda q, k, a, b, v: (((q @ a)[:, None] + (k @ b)[None]) @ v).tanh(),
         "stands outside",
     ),
     (
-        checks.check_additive_similarity,
+        chapter_02.check_additive_similarity,
         lambda q, k, a, b, v: ((q @ a).tanh()[:, None] + (k @ b).tanh()[None]) @ v,
         "before the sum",
     ),
-    (checks.check_additive_similarity, lambda q, k, a, b, v: additive(q, k, a, -b, v), "the maps"),
     (
-        checks.check_additive_similarity,
+        chapter_02.check_additive_similarity,
+        lambda q, k, a, b, v: additive(q, k, a, -b, v),
+        "the maps",
+    ),
+    (
+        chapter_02.check_additive_similarity,
         lambda q, k, a, b, v: (
             ((q @ a)[:, None] + (k @ b)[None]).tanh() @ v if q.dim() == 2 else torch.zeros(7, 3, 5)
         ),
         "a batch is off",
     ),
-    (checks.check_one_pass_lookup, one_pass_sum, "its value must come out"),
-    (checks.check_one_pass_lookup, one_pass_mean, "falling scores are off"),
-    (checks.check_one_pass_lookup, one_pass_without_largest, "an exponential overflows"),
-    (checks.check_one_pass_lookup, one_pass_without_repair, "rising ones are off"),
-    (checks.check_one_pass_lookup, one_pass_half_repaired, "rising ones are off"),
-    (checks.check_one_pass_lookup, one_pass_from_minus_infinity, "mind the start"),
-    (checks.check_one_pass_lookup, lambda pairs: one_pass(pairs) * 2, "one pair its value"),
+    (chapter_02.check_one_pass_lookup, one_pass_sum, "its value must come out"),
+    (chapter_02.check_one_pass_lookup, one_pass_mean, "falling scores are off"),
+    (chapter_02.check_one_pass_lookup, one_pass_without_largest, "an exponential overflows"),
+    (chapter_02.check_one_pass_lookup, one_pass_without_repair, "rising ones are off"),
+    (chapter_02.check_one_pass_lookup, one_pass_half_repaired, "rising ones are off"),
+    (chapter_02.check_one_pass_lookup, one_pass_from_minus_infinity, "mind the start"),
+    (chapter_02.check_one_pass_lookup, lambda pairs: one_pass(pairs) * 2, "one pair its value"),
 ]
 
 

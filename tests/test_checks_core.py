@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from transformer_lib.checks import (
+from transformer_lib.book.checks import diagnostic, expect_tensor
+from transformer_lib.book.checks.chapter_00 import (
     check_centered_rows,
     check_predicted_shape,
     check_tolerance,
-    diagnostic,
-    expect_tensor,
 )
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from transformer_lib import checks
 from transformer_lib.attention import MultiHeadAttention, causal_mask
+from transformer_lib.book.checks import chapter_11
 from transformer_lib.layers import DecoderLayer, EncoderLayer, LayerNorm
 from transformer_lib.transformer import Decoder
 
@@ -326,7 +326,7 @@ def floats(target: Tensor, bos: int, eos: int) -> tuple[Tensor, Tensor]:
 )
 def test_check_shift(wrong: Callable[..., tuple[Tensor, Tensor]], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
-        checks.check_shift(wrong)
+        chapter_11.check_shift(wrong)
 
 
 Part = Callable[[Tensor], Tensor]
@@ -401,7 +401,7 @@ def no_residual(
 )
 def test_check_decoder_layer(wrong: Callable[..., Tensor], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
-        checks.check_decoder_layer(wrong)
+        chapter_11.check_decoder_layer(wrong)
 
 
 def in_place(
@@ -416,7 +416,7 @@ def in_place(
 
 
 def test_check_decoder_layer_takes_a_solution_that_works_in_place() -> None:
-    checks.check_decoder_layer(in_place)
+    chapter_11.check_decoder_layer(in_place)
 
 
 def memory_mask_of(tokens: Tensor, pad_id: int) -> Tensor:
@@ -467,7 +467,7 @@ def tril(length: int) -> Tensor:
 )
 def test_check_decoder_masks(wrong: Callable[..., tuple[Tensor, Tensor]], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
-        checks.check_decoder_masks(wrong)
+        chapter_11.check_decoder_masks(wrong)
 
 
 def never_asks_the_memory(decoder: Callable[[Tensor, Tensor], Tensor]) -> str:
@@ -497,7 +497,7 @@ def roughly(decoder: Callable[[Tensor, Tensor], Tensor]) -> str:
 )
 def test_check_diagnose(wrong: Callable[..., str], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
-        checks.check_diagnose(wrong)
+        chapter_11.check_diagnose(wrong)
 
 
 def test_the_causal_mask_is_not_applied_across() -> None:

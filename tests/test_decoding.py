@@ -9,7 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from transformer_lib.checks import check_beam_search, check_length_penalty, check_top_p
+from transformer_lib.book.checks.chapter_16 import (
+    check_beam_search,
+    check_length_penalty,
+    check_top_p,
+)
 from transformer_lib.decoding import (
     Hypothesis,
     IncrementalDecoder,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from transformer_lib.checks import (
+from transformer_lib.book.checks.chapter_08 import (
     check_embedding,
     check_embedding_gradient,
     check_feed_forward,

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from transformer_lib import checks
 from transformer_lib.attention import MultiHeadAttention, padding_mask
+from transformer_lib.book.checks import chapter_10
 from transformer_lib.layers import EncoderLayer, LayerNorm
 from transformer_lib.transformer import Encoder
 
@@ -241,7 +241,7 @@ def squeezed(mask: Tensor) -> Tensor:
 )
 def test_check_torch_padding_mask(wrong: Callable[[Tensor], Tensor], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
-        checks.check_torch_padding_mask(wrong)
+        chapter_10.check_torch_padding_mask(wrong)
 
 
 Part = Callable[[Tensor], Tensor]
@@ -305,7 +305,7 @@ def side_by_side(
 )
 def test_check_encoder_layer(wrong: Callable[..., Tensor], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
-        checks.check_encoder_layer(wrong)
+        chapter_10.check_encoder_layer(wrong)
 
 
 def in_place(
@@ -322,7 +322,7 @@ def in_place(
 
 
 def test_check_encoder_layer_takes_a_solution_that_works_in_place() -> None:
-    checks.check_encoder_layer(in_place)
+    chapter_10.check_encoder_layer(in_place)
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_check_encoder_layer_takes_a_solution_that_works_in_place() -> None:
 )
 def test_check_crossing(wrong: Callable[[int, int], int], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
-        checks.check_crossing(wrong)
+        chapter_10.check_crossing(wrong)
 
 
 def looks_at_content_only(encoder: Callable[[Tensor, Tensor], Tensor]) -> bool:
@@ -378,4 +378,4 @@ def pads_with_zeros(encoder: Callable[[Tensor, Tensor], Tensor]) -> bool:
 )
 def test_check_padding_detector(wrong: Callable[..., bool], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
-        checks.check_padding_detector(wrong)
+        chapter_10.check_padding_detector(wrong)

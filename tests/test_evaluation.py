@@ -15,13 +15,12 @@ from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from transformer_lib.checks import (
+from transformer_lib.book.checks.chapter_17 import (
     check_brevity_penalty,
     check_clipped_matches,
     check_layer_flops,
     check_paired_bootstrap,
 )
-from transformer_lib.data import make_batch
 from transformer_lib.evaluation import (
     bleu,
     bootstrap_interval,
@@ -29,6 +28,7 @@ from transformer_lib.evaluation import (
     tokenize_13a,
     training_flops,
 )
+from transformer_lib.pairs import make_batch
 from transformer_lib.training import translation_loss
 from transformer_lib.transformer import Transformer, TransformerConfig
 

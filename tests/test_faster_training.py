@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from transformer_lib.attention import scaled_dot_product_attention
-from transformer_lib.data import make_batch
 from transformer_lib.layers import Dropout, ResidualConnection
+from transformer_lib.pairs import make_batch
 from transformer_lib.training import (
     _ChunkedCrossEntropy,
     average_weights,

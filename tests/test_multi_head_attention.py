@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from transformer_lib import checks
 from transformer_lib.attention import (
     MultiHeadAttention,
     causal_mask,
     padding_mask,
     scaled_dot_product_attention,
 )
-from transformer_lib.visualize import record_attention
+from transformer_lib.book.checks import chapter_06
+from transformer_lib.inspection import record_attention
 
 
 def pair(
@@ -332,79 +332,79 @@ def cost(queries: int, keys: int, d_model: int, num_heads: int) -> tuple[int, in
 
 
 RIGHT = {
-    checks.check_join_heads: lambda x: x.transpose(1, 2).flatten(-2),
-    checks.check_multi_head_attention: multi_head,
-    checks.check_attention_cost: cost,
-    checks.check_without_head: without_head,
+    chapter_06.check_join_heads: lambda x: x.transpose(1, 2).flatten(-2),
+    chapter_06.check_multi_head_attention: multi_head,
+    chapter_06.check_attention_cost: cost,
+    chapter_06.check_without_head: without_head,
 }
 WRONG = [
     (
-        checks.check_join_heads,
+        chapter_06.check_join_heads,
         lambda x: x.reshape(x.size(0), x.size(2), -1),
         "Transpose before you join",
     ),
     (
-        checks.check_join_heads,
+        chapter_06.check_join_heads,
         lambda x: x.permute(0, 2, 3, 1).flatten(-2),
         "head 0's entries first",
     ),
     (
-        checks.check_join_heads,
+        chapter_06.check_join_heads,
         lambda x: x.flip(1).transpose(1, 2).flatten(-2),
         "head 0's entries first",
     ),
     (
-        checks.check_multi_head_attention,
+        chapter_06.check_multi_head_attention,
         lambda *a: multi_head(*a, no_transpose=True),
         "several keys|suspect the split",
     ),
     (
-        checks.check_multi_head_attention,
+        chapter_06.check_multi_head_attention,
         lambda *a: multi_head(*a, bad_join=True),
         "joining of heads",
     ),
     (
-        checks.check_multi_head_attention,
+        chapter_06.check_multi_head_attention,
         lambda *a: multi_head(*a, wide_scale=True),
         r"sqrt\(d_model\)",
     ),
     (
-        checks.check_multi_head_attention,
+        chapter_06.check_multi_head_attention,
         lambda *a: multi_head(*a, no_output=True),
         "W_O is missing",
     ),
     (
-        checks.check_multi_head_attention,
+        chapter_06.check_multi_head_attention,
         lambda *a: multi_head(*a, over_queries=True),
         "the softmax's axis: over the keys",
     ),
     (
-        checks.check_multi_head_attention,
+        chapter_06.check_multi_head_attention,
         lambda *a: multi_head(*a, interleaved=True),
         "which columns belong to head i",
     ),
     (
-        checks.check_attention_cost,
+        chapter_06.check_attention_cost,
         lambda n, m, d, h: (4 * d * d, cost(n, m, d, h)[1]),
         "add the four biases",
     ),
     (
-        checks.check_attention_cost,
+        chapter_06.check_attention_cost,
         lambda n, m, d, h: (cost(n, m, d, h)[0], 2 * cost(n, m, d, h)[1]),
         "counts once",
     ),
     (
-        checks.check_attention_cost,
+        chapter_06.check_attention_cost,
         lambda n, m, d, h: cost(n, n, d, h),
         "3 queries, 10 keys",
     ),
     (
-        checks.check_without_head,
+        chapter_06.check_without_head,
         lambda a, x, h: without_head(a, x, h, zero_output=True),
         "output bias|before W_O",
     ),
-    (checks.check_without_head, lambda a, x, h: without_head(a, x, 0), "argument `head`"),
-    (checks.check_without_head, destroys_the_module, "Work on a copy"),
+    (chapter_06.check_without_head, lambda a, x, h: without_head(a, x, 0), "argument `head`"),
+    (chapter_06.check_without_head, destroys_the_module, "Work on a copy"),
 ]
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from transformer_lib import checks
 from transformer_lib.attention import MultiHeadAttention
+from transformer_lib.book.checks import chapter_07
 from transformer_lib.embeddings import (
     LearnedPositionalEncoding,
     SinusoidalPositionalEncoding,
@@ -138,28 +138,28 @@ def by_columns(rows: int, columns: int, d_model: int) -> Tensor:
 
 
 RIGHT = {
-    checks.check_wavelength: lambda i, d: 2 * math.pi * 10_000 ** (2 * i / d),
-    checks.check_halves: halves,
-    checks.check_look_back: look_back,
-    checks.check_grid_positions: grid,
+    chapter_07.check_wavelength: lambda i, d: 2 * math.pi * 10_000 ** (2 * i / d),
+    chapter_07.check_halves: halves,
+    chapter_07.check_look_back: look_back,
+    chapter_07.check_grid_positions: grid,
 }
 WRONG = [
-    (checks.check_wavelength, lambda i, d: 10_000 ** (2 * i / d), "whole turn is 2 pi"),
-    (checks.check_wavelength, lambda i, d: 2 * math.pi * 10_000 ** (i / d), "i counts pairs"),
-    (checks.check_wavelength, lambda i, d: 2 * math.pi / 10_000 ** (2 * i / d), "grows with i"),
-    (checks.check_halves, sinusoidal_positions, "all sines come first"),
-    (checks.check_halves, lambda n, d: halves(n, d, divide_by=d // 2), "divides by n - 1"),
-    (checks.check_halves, lambda n, d: halves(n, d).roll(d // 2, dims=1), "position 0 is sin"),
-    (checks.check_look_back, lambda back, d: look_back(back, d, sign=1), "turns forward"),
-    (checks.check_look_back, lambda back, d: look_back(back, d, exponent=1), "its own angle"),
-    (checks.check_look_back, lambda back, d: torch.eye(d), "should become"),
+    (chapter_07.check_wavelength, lambda i, d: 10_000 ** (2 * i / d), "whole turn is 2 pi"),
+    (chapter_07.check_wavelength, lambda i, d: 2 * math.pi * 10_000 ** (i / d), "i counts pairs"),
+    (chapter_07.check_wavelength, lambda i, d: 2 * math.pi / 10_000 ** (2 * i / d), "grows with i"),
+    (chapter_07.check_halves, sinusoidal_positions, "all sines come first"),
+    (chapter_07.check_halves, lambda n, d: halves(n, d, divide_by=d // 2), "divides by n - 1"),
+    (chapter_07.check_halves, lambda n, d: halves(n, d).roll(d // 2, dims=1), "position 0 is sin"),
+    (chapter_07.check_look_back, lambda back, d: look_back(back, d, sign=1), "turns forward"),
+    (chapter_07.check_look_back, lambda back, d: look_back(back, d, exponent=1), "its own angle"),
+    (chapter_07.check_look_back, lambda back, d: torch.eye(d), "should become"),
     (
-        checks.check_grid_positions,
+        chapter_07.check_grid_positions,
         lambda r, c, d: grid(r, c, d).roll(d // 2, dims=1),
         "encode the row",
     ),
-    (checks.check_grid_positions, by_columns, "row by row"),
-    (checks.check_grid_positions, lambda r, c, d: sinusoidal_positions(r * c, d), "first half"),
+    (chapter_07.check_grid_positions, by_columns, "row by row"),
+    (chapter_07.check_grid_positions, lambda r, c, d: sinusoidal_positions(r * c, d), "first half"),
 ]
 
 
@@ -176,12 +176,12 @@ def float32_wavelength(i: int, d_model: int, *, factor: float = 2 * math.pi) -> 
 
 
 def test_wavelengths_may_be_float32(capsys: pytest.CaptureFixture[str]) -> None:
-    checks.check_wavelength(float32_wavelength)
+    chapter_07.check_wavelength(float32_wavelength)
     assert "every check passed" in capsys.readouterr().out
     with pytest.raises(AssertionError, match="whole turn is 2 pi"):
-        checks.check_wavelength(lambda i, d: float32_wavelength(i, d, factor=1.0))
+        chapter_07.check_wavelength(lambda i, d: float32_wavelength(i, d, factor=1.0))
     with pytest.raises(AssertionError, match="not i / d_model"):
-        checks.check_wavelength(lambda i, d: float32_wavelength(i, 2 * d))
+        chapter_07.check_wavelength(lambda i, d: float32_wavelength(i, 2 * d))
 
 
 @pytest.mark.parametrize(("check", "answer", "message"), WRONG)

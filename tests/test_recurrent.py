@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from transformer_lib import checks
-from transformer_lib.data import Example, make_batch
+from transformer_lib.book.checks import chapter_01, chapter_03
+from transformer_lib.pairs import Example, make_batch
 from transformer_lib.recurrent import (
     GRUCell,
     LSTMCell,
@@ -230,7 +230,7 @@ def test_bad_configs_and_inputs_are_refused() -> None:
 
 
 def test_the_shipped_comparison_is_whole() -> None:
-    data = resources.files("transformer_lib") / "data" / "recurrent.json"
+    data = resources.files("transformer_lib.book") / "results" / "recurrent.json"
     results = json.loads(data.read_text("utf-8"))
     runs = results["same_steps"]
     assert sorted((run["name"], run["seed"]) for run in runs) == [
@@ -351,72 +351,84 @@ def mean_place(weights: Tensor) -> float:
 
 
 WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
-    (checks.check_read_sequence, read_without_tanh, "the tanh is missing"),
-    (checks.check_read_sequence, reader(lambda x, h, w: torch.tanh(x)), "does not know the first"),
+    (chapter_01.check_read_sequence, read_without_tanh, "the tanh is missing"),
     (
-        checks.check_read_sequence,
+        chapter_01.check_read_sequence,
+        reader(lambda x, h, w: torch.tanh(x)),
+        "does not know the first",
+    ),
+    (
+        chapter_01.check_read_sequence,
         reader(lambda x, h, w: torch.tanh(x + h @ w)),
         "weight_hh is transposed",
     ),
     (
-        checks.check_read_sequence,
+        chapter_01.check_read_sequence,
         lambda *a: reader(lambda x, h, w: torch.tanh(x + h @ w.T))(*a).mT,
         "should have shape",
     ),
-    (checks.check_gru_update, gru_with("swapped"), "z is the share of the old state"),
-    (checks.check_gru_update, gru_with("no tanh"), "the tanh of the new content is missing"),
-    (checks.check_gru_update, gru_with("reset all"), "should hide the state, not the input"),
-    (checks.check_gru_update, gru_with("input gates only"), "do both maps go into the gates"),
-    (checks.check_gru_update, gru_with("order"), "reset and update have changed places"),
-    (checks.check_forget_bias, lambda steps: 0.5 ** (1 / steps), "is it the gate itself?"),
-    (checks.check_forget_bias, lambda steps: 0.0, "must be more than half open"),
-    (checks.check_forget_bias, lambda steps: math.log(steps), "is left after 10 steps"),
-    (checks.check_last_states, lambda states, lengths: states[:, -1], "you took the last column"),
+    (chapter_01.check_gru_update, gru_with("swapped"), "z is the share of the old state"),
+    (chapter_01.check_gru_update, gru_with("no tanh"), "the tanh of the new content is missing"),
+    (chapter_01.check_gru_update, gru_with("reset all"), "should hide the state, not the input"),
+    (chapter_01.check_gru_update, gru_with("input gates only"), "do both maps go into the gates"),
+    (chapter_01.check_gru_update, gru_with("order"), "reset and update have changed places"),
+    (chapter_01.check_forget_bias, lambda steps: 0.5 ** (1 / steps), "is it the gate itself?"),
+    (chapter_01.check_forget_bias, lambda steps: 0.0, "must be more than half open"),
+    (chapter_01.check_forget_bias, lambda steps: math.log(steps), "is left after 10 steps"),
     (
-        checks.check_last_states,
+        chapter_01.check_last_states,
+        lambda states, lengths: states[:, -1],
+        "you took the last column",
+    ),
+    (
+        chapter_01.check_last_states,
         lambda states, lengths: states[torch.arange(2), lengths.clamp(max=3)],
         "off by one",
     ),
     (
-        checks.check_last_states,
+        chapter_01.check_last_states,
         lambda states, lengths: states[torch.arange(2), lengths - 2],
         "off by one",
     ),
-    (checks.check_additive_look, look_with("no tanh"), "the tanh is missing"),
-    (checks.check_additive_look, look_with("axis"), "is the softmax over the source?"),
-    (checks.check_additive_look, look_with("none"), "is the mask used"),
-    (checks.check_additive_look, look_with("after"), "mask before the softmax"),
-    (checks.check_additive_look, look_with("upside down"), "True where a token is real"),
-    (checks.check_additive_look, look_with("alone"), "return two things"),
-    (checks.check_luong_attention, luong_with("no tanh"), "the tanh is missing"),
-    (checks.check_luong_attention, luong_with("order"), "first the context, then the state"),
-    (checks.check_luong_attention, luong_with("axis"), "put side by side"),
-    (checks.check_luong_attention, luong_with("no mask"), "is the mask used before the softmax"),
-    (checks.check_luong_attention, luong_with("upside down"), "is the mask upside down"),
+    (chapter_03.check_additive_look, look_with("no tanh"), "the tanh is missing"),
+    (chapter_03.check_additive_look, look_with("axis"), "is the softmax over the source?"),
+    (chapter_03.check_additive_look, look_with("none"), "is the mask used"),
+    (chapter_03.check_additive_look, look_with("after"), "mask before the softmax"),
+    (chapter_03.check_additive_look, look_with("upside down"), "True where a token is real"),
+    (chapter_03.check_additive_look, look_with("alone"), "return two things"),
+    (chapter_03.check_luong_attention, luong_with("no tanh"), "the tanh is missing"),
+    (chapter_03.check_luong_attention, luong_with("order"), "first the context, then the state"),
+    (chapter_03.check_luong_attention, luong_with("axis"), "put side by side"),
     (
-        checks.check_word_order,
+        chapter_03.check_luong_attention,
+        luong_with("no mask"),
+        "is the mask used before the softmax",
+    ),
+    (chapter_03.check_luong_attention, luong_with("upside down"), "is the mask upside down"),
+    (
+        chapter_03.check_word_order,
         lambda w: crossing(w) * math.comb(len(w), 2),
         "a reversed order crosses",
     ),
-    (checks.check_word_order, lambda w: crossing(w, strict=False), "do not cross"),
-    (checks.check_word_order, lambda w: crossing(w, axis=0), "rows are target words"),
-    (checks.check_word_order, mean_place, "MOST, not the mean place"),
+    (chapter_03.check_word_order, lambda w: crossing(w, strict=False), "do not cross"),
+    (chapter_03.check_word_order, lambda w: crossing(w, axis=0), "rows are target words"),
+    (chapter_03.check_word_order, mean_place, "MOST, not the mean place"),
     (
-        checks.check_uncovered,
+        chapter_03.check_uncovered,
         lambda w, least: [i for i in w.sum(0).argsort().tolist() if w.sum(0)[i] <= least],
         "not less than 2.0",
     ),
     (
-        checks.check_uncovered,
+        chapter_03.check_uncovered,
         lambda w, least: [i for i, c in enumerate(w.sum(1).tolist()) if c < least],
         "only source word 1",
     ),
     (
-        checks.check_uncovered,
+        chapter_03.check_uncovered,
         lambda w, least: [i for i, c in enumerate(w.sum(0).tolist()) if c < least],
         "sort by coverage",
     ),
-    (checks.check_uncovered, lambda w, least: w.sum(0).argsort().tolist(), "none is below"),
+    (chapter_03.check_uncovered, lambda w, least: w.sum(0).argsort().tolist(), "none is below"),
 ]
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from transformer_lib.checks import (
+from transformer_lib.book.checks.chapter_09 import (
     check_layer_norm,
     check_layer_norm_gradient,
     check_residual,

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from transformer_lib.checks import (
+from transformer_lib.book.checks.chapter_13 import (
     check_groups,
     check_merge,
     check_padding_share,
     check_reads_and_says,
 )
-from transformer_lib.data import (
+from transformer_lib.pairs import (
     Example,
     Pair,
     encode_pairs,

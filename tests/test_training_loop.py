@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from transformer_lib.checks import (
+from transformer_lib.book.checks.chapter_15 import (
     check_deranged,
     check_overlap_by_length,
     check_training_step,
     check_unigram_loss,
 )
-from transformer_lib.data import Batch, Example, make_batch, token_batches
 from transformer_lib.decoding import greedy_decode
+from transformer_lib.pairs import Batch, Example, make_batch, token_batches
 from transformer_lib.tokenizer import EOS_ID
 from transformer_lib.training import (
     Progress,

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from transformer_lib.checks import (
+from transformer_lib.book.checks.chapter_14 import (
     check_clip,
     check_half_peak,
     check_smoothed_loss,
     check_teacher_forcing,
 )
-from transformer_lib.data import Batch, make_batch
+from transformer_lib.pairs import Batch, make_batch
 from transformer_lib.training import evaluate_loss, learning_rate, make_optimizer, translation_loss
 from transformer_lib.transformer import Transformer, TransformerConfig
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from transformer_lib.checks import (
+from transformer_lib.book.checks.chapter_12 import (
     check_parameter_formula,
     check_sentence_log_probability,
     check_torch_masks,

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from transformer_lib import command_line
-from transformer_lib.data import encode_pairs, load_pairs, make_batch
+from transformer_lib import __main__ as command_line
 from transformer_lib.decoding import Translator
+from transformer_lib.pairs import encode_pairs, load_pairs, make_batch
 from transformer_lib.tokenizer import train_tokenizer
 from transformer_lib.training import Progress, endless_batches, read_tensors, train, write_tensors
 from transformer_lib.transformer import Transformer, TransformerConfig

@@ -11,15 +11,17 @@ import torch.nn.functional as F
 from matplotlib.colors import to_rgb
 from torch import Tensor, nn
 
-from transformer_lib import AttentionPooling, load_fashion, make_canvases, mass_in_box
-from transformer_lib.checks import (
+from transformer_lib import AttentionPooling, load_fashion
+from transformer_lib.book.checks.chapter_04 import (
     check_attention_pooling,
     check_contributions,
     check_heat_map,
     check_many_queries,
 )
+from transformer_lib.book.plots import plot_heat_map
+from transformer_lib.book.style import PALETTE
+from transformer_lib.book.toys import make_canvases, mass_in_box
 from transformer_lib.vision import FASHION_CLASSES
-from transformer_lib.visualize import PALETTE, plot_heat_map
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.textpath import TextPath
 
-from transformer_lib.visualize import PALETTE, diagram, transformer_map, use_book_style
+from transformer_lib.book.diagrams import diagram, transformer_map
+from transformer_lib.book.style import PALETTE, use_book_style
 
 ROOT = Path(__file__).resolve().parent.parent
-DRAWINGS = sorted((ROOT / "transformer_lib" / "static").glob("*.svg"))
+DRAWINGS = sorted((ROOT / "transformer_lib" / "book" / "static").glob("*.svg"))
 SVG = "{http://www.w3.org/2000/svg}"
 TRANSFORMER_BLOCKS = {
     *("source-tokens", "source-embedding", "source-position", "encoder-stack"),
@@ -133,7 +134,7 @@ def test_book_style_is_legible_on_a_phone() -> None:
         assert plt.rcParams["axes.facecolor"] == plt.rcParams["figure.facecolor"] == "white"
 
 
-def test_only_visualize_imports_matplotlib() -> None:
+def test_the_library_does_without_matplotlib() -> None:
     code = "import sys, transformer_lib; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
@@ -146,7 +147,7 @@ def test_the_drawings_are_there() -> None:
         *("transformer", "scaled-dot-product-attention"),
         *("multi-head-attention", "residual-and-norm"),
     }
-    svg = read(ROOT / "transformer_lib" / "static" / "transformer.svg")
+    svg = read(ROOT / "transformer_lib" / "book" / "static" / "transformer.svg")
     assert {block.get("id") for block in blocks_of(svg)} == TRANSFORMER_BLOCKS
 
 

@@ -142,17 +142,13 @@ def write_module(name: str, modules: dict[str, Module]) -> str:
 
 
 def write_init(modules: dict[str, Module]) -> str:
-    """The package's __init__: the public names of the modules that are light to import."""
-    shown = {
-        name: module.public
-        for name, module in sorted(modules.items())
-        if name not in NOT_IN_INIT and module.public
-    }
+    """The package's __init__: the public names of all modules."""
+    shown = {name: module.public for name, module in sorted(modules.items()) if module.public}
     imports = [f"from {PACKAGE}.{name} import {', '.join(names)}" for name, names in shown.items()]
     names = sorted(name for names in shown.values() for name in names)
     title = (
         "The Transformer of 'Attention Is All You Need', built piece by piece.\n\n"
-        "Every line comes out of a chapter of the book; this file is written by tools/export_modules.py."
+        "Every idea comes out of a chapter of the book; this file is written by tools/export_modules.py."
     )
     return f'"""{title}\n"""\n\n' + "\n".join(imports) + f"\n\n__all__ = {names}\n"
 

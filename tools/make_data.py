@@ -1,7 +1,7 @@
 """Make the book's translation pairs from Debian's LibreOffice help and interface packages.
 
-    python tools/make_data.py --language de --packages DIR --output transformer_lib/data
-    python tools/make_data.py --language de --output transformer_lib/data --page book/data.md
+    python tools/make_data.py --language de --packages DIR --output transformer_lib/corpora
+    python tools/make_data.py --language de --output transformer_lib/corpora --page book/data.md
 
 The help is HTML with the same files and the same paragraph ids in every language, the interface
 a set of gettext catalogs whose keys are the English texts. Texts are aligned by file and id, cut

@@ -1,6 +1,6 @@
 """Make the book's small pictures from Debian's package of Fashion-MNIST.
 
-    python -m tools.make_fashion --packages DIR --output transformer_lib/data --page book/data.md
+    python -m tools.make_fashion --packages DIR --output transformer_lib/corpora --page book/data.md
 
 Of each of the ten classes the first TRAIN_OF_A_CLASS training and TEST_OF_A_CLASS test pictures are
 taken, in the order of the files, and their 256 shades of gray are rounded to LEVELS, which packs

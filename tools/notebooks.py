@@ -43,7 +43,8 @@ import torch.nn.functional as F
 from IPython.display import HTML, Markdown, display
 from torch import Tensor, nn
 
-from transformer_lib.visualize import diagram, transformer_map, use_book_style
+from transformer_lib.book.diagrams import diagram, transformer_map
+from transformer_lib.book.style import use_book_style
 
 use_book_style()"""
 

@@ -1,6 +1,6 @@
 """The Transformer of 'Attention Is All You Need', built piece by piece.
 
-Every line comes out of a chapter of the book; this file is written by tools/export_modules.py.
+Every idea comes out of a chapter of the book; this file is written by tools/export_modules.py.
 """
 
 from transformer_lib.attention import (
@@ -13,16 +13,6 @@ from transformer_lib.attention import (
     scaled_dot_product_attention,
     scaled_dot_similarity,
     weighted_lookup,
-)
-from transformer_lib.data import (
-    Batch,
-    Example,
-    Pair,
-    encode_pairs,
-    load_pairs,
-    make_batch,
-    read_pairs,
-    token_batches,
 )
 from transformer_lib.decoding import (
     Hypothesis,
@@ -46,6 +36,7 @@ from transformer_lib.evaluation import (
     tokenize_13a,
     training_flops,
 )
+from transformer_lib.inspection import record_attention
 from transformer_lib.layers import (
     DecoderLayer,
     Dropout,
@@ -53,6 +44,16 @@ from transformer_lib.layers import (
     FeedForward,
     LayerNorm,
     ResidualConnection,
+)
+from transformer_lib.pairs import (
+    Batch,
+    Example,
+    Pair,
+    encode_pairs,
+    load_pairs,
+    make_batch,
+    read_pairs,
+    token_batches,
 )
 from transformer_lib.recurrent import (
     GRUCell,
@@ -94,14 +95,7 @@ from transformer_lib.transformer import (
     from_torch,
     to_torch,
 )
-from transformer_lib.vision import (
-    FASHION_CLASSES,
-    AttentionPooling,
-    Canvases,
-    load_fashion,
-    make_canvases,
-    mass_in_box,
-)
+from transformer_lib.vision import FASHION_CLASSES, AttentionPooling, load_fashion
 
 __all__ = [
     "BOS_ID",
@@ -114,7 +108,6 @@ __all__ = [
     "Batch",
     "BilinearSimilarity",
     "BleuScore",
-    "Canvases",
     "Decoder",
     "DecoderLayer",
     "Dropout",
@@ -160,12 +153,11 @@ __all__ = [
     "load_pairs",
     "load_tokenizer",
     "make_batch",
-    "make_canvases",
     "make_optimizer",
-    "mass_in_box",
     "padding_mask",
     "read_pairs",
     "read_tensors",
+    "record_attention",
     "sample",
     "save_checkpoint",
     "save_tokenizer",

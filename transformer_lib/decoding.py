@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from transformer_lib.data import Example, make_batch
 from transformer_lib.layers import DecoderLayer, ResidualConnection
+from transformer_lib.pairs import Example, make_batch
 from transformer_lib.tokenizer import EOS_ID, load_tokenizer, save_tokenizer
 from transformer_lib.training import read_tensors, write_tensors
 from transformer_lib.transformer import Transformer, TransformerConfig

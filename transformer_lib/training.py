@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from transformer_lib.data import Batch, Example, token_batches
+from transformer_lib.pairs import Batch, Example, token_batches
 from transformer_lib.transformer import Transformer
 
 __all__ = [

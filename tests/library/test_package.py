@@ -14,14 +14,21 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def test_every_file_of_the_package_is_shipped() -> None:
-    patterns = PROJECT["tool"]["setuptools"]["package-data"]["transformer_lib"]
+    setup = PROJECT["tool"]["setuptools"]
+    folders = ["/".join(package.split(".")[1:]) for package in setup["packages"]]
+    patterns = [
+        "/".join([*package.split(".")[1:], pattern])
+        for package, its_patterns in setup["package-data"].items()
+        for pattern in its_patterns
+    ] + [f"{folder}/*.py".removeprefix("/") for folder in folders]
     files = [
         path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts
     ]
     for path in files:
         name = path.relative_to(PACKAGE).as_posix()
-        assert name.endswith(".py") or any(
-            fnmatch.fnmatch(name, pattern) for pattern in patterns
+        assert any(
+            fnmatch.fnmatch(name, pattern) and name.count("/") == pattern.count("/")
+            for pattern in patterns
         ), name
     megabytes = sum(path.stat().st_size for path in files) / 1e6
     assert megabytes < 15, f"the package ships {megabytes:.1f} MB"

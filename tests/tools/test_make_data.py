@@ -421,5 +421,5 @@ def test_the_page_shows_what_the_manifest_says() -> None:
     blocks = re.findall(r"<!-- make_data de (\w+) -->", page)
     assert sorted(blocks) == ["examples", "files", "packages", "steps"]
     assert make_data.fill_page(page, "de", DATA) == page, (
-        "run python tools/make_data.py --output transformer_lib/data --page book/data.md"
+        "run python tools/make_data.py --output transformer_lib/corpora --page book/data.md"
     )

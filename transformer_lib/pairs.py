@@ -99,7 +99,7 @@ def load_pairs(split: str) -> list[Pair]:
     splits = ("train", "validation", "test")
     if split not in splits:
         raise ValueError(f"there is no split {split!r}; there are {', '.join(splits)}")
-    folder = resources.files("transformer_lib") / "data"
+    folder = resources.files("transformer_lib") / "corpora"
     with resources.as_file(folder / f"de-en.{split}.tsv.gz") as path:
         return read_pairs(path)
 

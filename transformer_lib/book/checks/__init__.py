@@ -1,0 +1,89 @@
+"""Checks of the reader's own solutions that say what is wrong and what is left to suspect."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+# The check of an exercise: takes the reader's attempt, raises AssertionError if that is wrong.
+_Check = Callable[[Callable[..., Any]], None]
+
+
+def diagnostic(label: str) -> Callable[[_Check], _Check]:
+    """Turn a function of asserts into the check of an exercise.
+
+    `check(attempt)` then prints one line if the exercise is still open (its stub raises
+    NotImplementedError) or if every assert holds. Otherwise it raises AssertionError: the check's
+    own, or one that says that the attempt raised, or returned nothing, followed by the error that
+    came of it.
+
+    Args:
+        label: of the exercise, such as "Exercise 6.1".
+
+    Returns:
+        The decorator; the check that it makes takes the reader's attempt and returns None.
+    """
+
+    def decorate(check: _Check) -> _Check:
+        @functools.wraps(check)
+        def run(attempt: Callable[..., Any]) -> None:
+            name = getattr(attempt, "__name__", type(attempt).__name__)
+            raised: list[Exception] = []
+            answers: list[Any] = []
+
+            @functools.wraps(attempt)
+            def watched(*args: Any, **kwargs: Any) -> Any:
+                try:
+                    answers.append(attempt(*args, **kwargs))
+                except Exception as error:
+                    raised.append(error)
+                    raise
+                return answers[-1]
+
+            try:
+                check(watched)
+            except Exception as error:
+                # torch has NotImplementedErrors of its own; the stub's is bare or names the exercise.
+                if isinstance(error, NotImplementedError) and (
+                    not error.args or label in str(error)
+                ):
+                    print(f"{label} is still open: fill in {name}, then run this cell again.")
+                    return
+                if error not in raised and answers and (answers[-1] is None or answers[-1] is ...):
+                    message = f"{name} returned {answers[-1]}: does every way through it end with `return`?"
+                elif isinstance(error, AssertionError):
+                    raise
+                elif error in raised:
+                    message = f"{name} raised {type(error).__name__}: {error}"
+                else:
+                    message = f"the check cannot use what {name} returned: {type(error).__name__}: {error}"
+                raise AssertionError(f"{label}: {message}") from error
+            print(f"{label}: every check passed.")
+
+        return run
+
+    return decorate
+
+
+def expect_tensor(value: object, shape: Sequence[int], what: str) -> Tensor:
+    """Return `value` if it is a tensor of `shape`.
+
+    Args:
+        value: what an attempt returned.
+        shape: that it should have.
+        what: the words for it in a message, such as "the scores".
+
+    Returns:
+        `value` itself.
+
+    Raises:
+        AssertionError: if `value` is no tensor or has another shape; the message names both.
+    """
+    assert isinstance(value, Tensor), (
+        f"{what} should be a tensor of shape {tuple(shape)}, not {type(value).__name__}"
+    )
+    assert value.shape == tuple(shape), (
+        f"{what} should have shape {tuple(shape)}, not {tuple(value.shape)}"
+    )
+    return value

@@ -1,0 +1,209 @@
+"""The checks of chapter 11's exercises."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from transformer_lib.book.checks import diagnostic, expect_tensor
+
+
+@diagnostic("Exercise 11.1")
+def check_shift(attempt: Callable[[Tensor, int, int], tuple[Tensor, Tensor]]) -> None:
+    """Check input and answer of a decoder: shapes, ends, then the shift between the two."""
+    target = torch.tensor([[5, 6, 7], [8, 9, 5]])  # (batch, length)
+    pair = attempt(target, 1, 2)
+    assert isinstance(pair, tuple), f"return (input, answer), got {type(pair).__name__}"
+    assert len(pair) == 2, f"return (input, answer), got {len(pair)} values"
+    decoder_input = expect_tensor(pair[0], (2, 4), "the decoder's input")
+    answer = expect_tensor(pair[1], (2, 4), "the answer")
+    for name, tensor in (("input", decoder_input), ("answer", answer)):
+        assert tensor.dtype == torch.long, (
+            f"the {name} should hold token ids, torch.long, got {tensor.dtype}"
+        )
+    assert (decoder_input[:, 0] == 1).all(), (
+        f"the input should begin with bos_id = 1, got {decoder_input[:, 0].tolist()}"
+    )
+    assert (decoder_input != 2).all(), "eos_id is in the input: it is only ever predicted"
+    assert (answer != 1).all(), "bos_id is in the answer: nobody has to predict it"
+    assert (answer[:, -1] == 2).all(), (
+        f"the answer should end with eos_id = 2, got {answer[:, -1].tolist()}"
+    )
+    assert torch.equal(answer[:, :-1], decoder_input[:, 1:]), (
+        "the answer at i should be the input at i + 1"
+    )
+    assert torch.equal(answer[:, :-1], target), (
+        f"the words themselves should be {target.tolist()}, got {answer[:, :-1].tolist()}"
+    )
+    other_input, other_answer = attempt(target, 3, 4)
+    assert (other_input[:, 0] == 3).all() and (other_answer[:, -1] == 4).all(), (
+        "with other ids the ends should change: use bos_id and eos_id"
+    )
+
+
+@diagnostic("Exercise 11.2")
+def check_decoder_layer(attempt: Callable[..., Tensor]) -> None:
+    """Check a decoder layer: what each attention is given, then each sub-layer alone, then everything."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 4, generator=generator)  # (batch, target, d_model)
+    memory = torch.randn(2, 5, 4, generator=generator)  # (batch, source, d_model)
+    calls: list[tuple[str, Tensor, Tensor, Tensor, bool]] = []
+
+    def zero(x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    def same(x: Tensor) -> Tensor:
+        return x
+
+    def attention(name: str, scale: float) -> Callable[[Tensor, Tensor, Tensor, bool], Tensor]:
+        def attend(query: Tensor, key: Tensor, value: Tensor, is_causal: bool) -> Tensor:
+            if name == "cross":
+                assert query.size(1) == x.size(1), (
+                    "cross-attention: the TARGET asks, the memory answers"
+                )
+            calls.append((name, query.clone(), key.clone(), value.clone(), is_causal))
+            return scale * F.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
+
+        return attend
+
+    def run(
+        scale: float, feed_forward: Callable[[Tensor], Tensor], *norms: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        look_back, look_across = attention("self", scale), attention("cross", scale)
+        # Clones: a solution that works in place is right too, and must not change our x.
+        return attempt(x.clone(), memory.clone(), look_back, look_across, feed_forward, *norms)
+
+    quiet = run(0, zero, same, same, same)
+    expect_tensor(quiet, (2, 3, 4), "the output")
+    names = [call[0] for call in calls]
+    assert names == ["self", "cross"], (
+        f"call attend once, then attend_across once; you called {names}"
+    )
+    (_, query, key, value, causal), (_, _, across_key, across_value, across_causal) = calls
+    assert all(torch.equal(part, x) for part in (query, key, value)), (
+        "self-attention: query, key and value are all x"
+    )
+    assert causal is True, "self-attention in a decoder must not look ahead: is_causal is True"
+    assert torch.equal(across_key, memory), "cross-attention: the keys come from the memory"
+    assert torch.equal(across_value, memory), "cross-attention: the values come from the memory too"
+    assert across_causal is False, "cross-attention may see the whole source: is_causal is False"
+    assert torch.allclose(quiet, x), (
+        "all sub-layers give zeros and norms do nothing: x must come out (residuals?)"
+    )
+
+    calls.clear()
+    output = run(1, zero, same, same, same)
+    first = x + F.scaled_dot_product_attention(x, x, x, is_causal=True)
+    assert torch.allclose(calls[1][1], first, atol=1e-6), (
+        "cross-attention must ask with norm_1(x + attend(...)); attend returns one tensor, not a pair"
+    )
+    second = first + F.scaled_dot_product_attention(first, memory, memory)
+    assert torch.allclose(output, second, atol=1e-6), (
+        "both attentions without feed-forward are off: residuals?"
+    )
+    fed = run(1, torch.square, same, same, same)
+    assert torch.allclose(fed, second + second.square(), atol=1e-5), (
+        "the feed-forward sub-layer is off: x + ffn(x)"
+    )
+
+    def halve(x: Tensor) -> Tensor:
+        return x / 2
+
+    def shift(x: Tensor) -> Tensor:
+        return x + 1.0
+
+    def negate(x: Tensor) -> Tensor:
+        return -x
+
+    output = run(1, torch.square, halve, shift, negate)
+    one = halve(first)
+    two = shift(one + F.scaled_dot_product_attention(one, memory, memory))
+    assert torch.allclose(output, negate(two + two.square()), atol=1e-5), (
+        "without norms all is right, with norms not: norm(x + sublayer(x)), norm_1, norm_2, norm_3 in this order"
+    )
+
+
+@diagnostic("Exercise 11.3")
+def check_decoder_masks(attempt: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]) -> None:
+    """Check the two masks of a decoder: shapes, then the memory's, then causality, then padding."""
+    source = torch.tensor([[9, 9, 5, 6, 7], [8, 4, 5, 6, 7]])  # (batch, source)
+    target = torch.tensor([[9, 4, 5], [4, 5, 6]])  # (batch, target), 9 is padding here
+    pair = attempt(source, target, 9)
+    assert isinstance(pair, tuple), f"return (attn_mask, memory_mask), got {type(pair).__name__}"
+    assert len(pair) == 2, f"return (attn_mask, memory_mask), got {len(pair)} values"
+    attn_mask = expect_tensor(pair[0], (2, 1, 3, 3), "attn_mask")
+    memory_mask = expect_tensor(pair[1], (2, 1, 1, 5), "memory_mask")
+    assert attn_mask.dtype == memory_mask.dtype == torch.bool, (
+        f"masks are boolean: {attn_mask.dtype}, {memory_mask.dtype}"
+    )
+    real = [[False, False, True, True, True], [True] * 5]
+    assert memory_mask[:, 0, 0].tolist() != [[not word for word in row] for row in real], (
+        "memory_mask: True means allowed"
+    )
+    assert memory_mask[:, 0, 0].tolist() == real, (
+        f"memory_mask should follow the SOURCE's padding, got {memory_mask[:, 0, 0]}"
+    )
+    no_padding = attn_mask[1, 0].tolist()
+    assert not no_padding[0][2], (
+        "attn_mask, sentence without padding: position 0 sees position 2 (causality)"
+    )
+    assert no_padding == [[True, False, False], [True, True, False], [True, True, True]], (
+        f"attn_mask, sentence without padding: should be causal, got {no_padding}"
+    )
+    padded = attn_mask[0, 0].tolist()
+    assert not any(row[0] for row in padded), (
+        f"attn_mask: nobody may see the pad at position 0, got {padded}"
+    )
+    assert not padded[0][1] and not padded[0][2], (
+        f"attn_mask: the pad's own row must not look ahead either, got {padded}"
+    )
+    assert padded[1:] == [[False, True, False], [False, True, True]], (
+        f"attn_mask: causal and without the pad, got {padded}"
+    )
+
+
+@diagnostic("Exercise 11.4")
+def check_diagnose(attempt: Callable[[Callable[[Tensor, Tensor], Tensor]], str]) -> None:
+    """Check a diagnosis on a healthy decoder and on three sick ones, two of them in two variants."""
+
+    def look_back(x: Tensor) -> Tensor:
+        return x + F.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+    def healthy(x: Tensor, memory: Tensor) -> Tensor:
+        x = look_back(x)
+        return x + F.scaled_dot_product_attention(x, memory, memory)
+
+    def sees_all(x: Tensor, memory: Tensor) -> Tensor:
+        x = x + F.scaled_dot_product_attention(x, x, x)
+        return x + F.scaled_dot_product_attention(x, memory, memory)
+
+    def sees_the_next_word(x: Tensor, memory: Tensor) -> Tensor:
+        return healthy(x, memory) + 0.01 * F.pad(x[:, 1:], (0, 0, 0, 1))
+
+    def self_attention_twice(x: Tensor, memory: Tensor) -> Tensor:
+        return look_back(look_back(x))
+
+    def empty_memory(x: Tensor, memory: Tensor) -> Tensor:
+        return healthy(x, torch.zeros_like(memory))
+
+    def causal_memory(x: Tensor, memory: Tensor) -> Tensor:
+        x = look_back(x)
+        allowed = torch.ones(x.size(1), memory.size(1), dtype=torch.bool).tril()  # (target, source)
+        return x + F.scaled_dot_product_attention(x, memory, memory, attn_mask=allowed)
+
+    patients = {
+        "healthy": [healthy],
+        "future": [sees_all, sees_the_next_word],
+        "deaf": [self_attention_twice, empty_memory],
+        "causal memory": [causal_memory],
+    }
+    for expected, decoders in patients.items():
+        for decoder in decoders:
+            got = attempt(decoder)
+            assert got in patients, (
+                f"the answer should be one of {', '.join(patients)}, got {got!r}"
+            )
+            assert got == expected, (
+                f"the decoder {decoder.__name__} is {expected!r}, your diagnosis is {got!r}"
+            )
