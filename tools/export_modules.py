@@ -19,8 +19,6 @@ from pathlib import Path
 from tools.chapters import NOTEBOOKS, ROOT, Chapter, ChapterError, Definition, chapters
 
 PACKAGE = "transformer_lib"
-# Imported by name where they are needed: `import transformer_lib` must not load matplotlib, nor the exercises' checks.
-NOT_IN_INIT = ("checks", "command_line", "visualize")
 
 
 @dataclass

@@ -23,7 +23,7 @@ from tools.chapters import Chapter, chapters  # noqa: E402
 from tools.export_modules import PACKAGE, collect  # noqa: E402
 
 MARKER = re.compile(r"^<!-- generated: (\S+)(?: (\S+))? -->$", re.M)
-STATIC = ROOT / PACKAGE / "static"
+STATIC = ROOT / PACKAGE / "book" / "static"
 
 
 # ---------------------------------------------------------------------------------------------- the chapters
@@ -68,9 +68,7 @@ def chapter_table(to_root: str) -> str:
         "|---|---|---:|---:|---:|",
     ]
     for chapter in book():
-        modules = dict.fromkeys(
-            f"`{name.split('.')[1]}`" for name in exported_names(chapter) if ".checks." not in name
-        )
+        modules = dict.fromkeys(f"`{name.split('.')[1]}`" for name in exported_names(chapter))
         seconds = chapter.run_time
         time = "not measured" if seconds is None else f"{max(1, round(seconds))} s"
         link = f"[{chapter.title}]({to_root}notebooks/{chapter.path.name})"

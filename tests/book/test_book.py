@@ -35,9 +35,9 @@ def calls(source: str) -> set[str]:
     return {node.id if isinstance(node, ast.Name) else getattr(node, "attr", "") for node in nodes}
 
 
-def checks_of(path: Path) -> dict[str, str]:
+def checks_of(chapter: Chapter) -> dict[str, str]:
     """The checks of a chapter's exercises: the label of the exercise -> the name of the function."""
-    file = ROOT / "transformer_lib" / "book" / "checks" / f"chapter_{path.name[:2]}.py"
+    file = ROOT / "transformer_lib" / "book" / "checks" / f"chapter_{chapter.number:02d}.py"
     found = {}
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         for decorator in getattr(node, "decorator_list", []):
@@ -175,7 +175,7 @@ def test_exercises_have_hint_stub_check_and_solution(chapter: Chapter) -> None:
     assert fewest <= len(labels) <= 5, f"{len(labels)} exercises"
     assert markdown.count("> **Hint.**") >= len(labels), "every exercise has a hint"
     stubs = [cell for cell in cells if "exercise" in tags(cell)]
-    checks = checks_of(path)
+    checks = checks_of(chapter)
     solutions = [cell for cell in cells if cell.source.startswith("# Solution")]
     assert len(stubs) == len(solutions) == len(labels), "each has a stub and a solution"
     assert list(checks) == labels, f"each has a check, and there are those of {list(checks)}"
@@ -185,7 +185,7 @@ def test_exercises_have_hint_stub_check_and_solution(chapter: Chapter) -> None:
         assert "hide-cell" in tags(solution), f"the solution of {label} is folded"
         name = checks[label]
         assert name.startswith("check_"), f"the check of {label} is called check_..., not {name}"
-        line = f"from transformer_lib.book.checks.chapter_{path.name[:2]} import {name}\n"
+        line = f"from transformer_lib.book.checks.chapter_{chapter.number:02d} import {name}\n"
         assert stub.source.startswith(line), f"the stub of {label} imports {name}"
         assert {name} <= calls(stub.source), f"the stub of {label} calls {name}"
         assert {name} <= calls(solution.source), f"the solution of {label} calls {name}"

@@ -9,7 +9,7 @@ from benchmarks.speed import attend, in_turns, ratio, table
 from benchmarks.translators import CONFIG, TorchTranslator
 from benchmarks.tried import BASE, VARIANTS
 from tools.chapters import ROOT
-from transformer_lib.data import encode_pairs, load_pairs, token_batches
+from transformer_lib.pairs import encode_pairs, load_pairs, token_batches
 from transformer_lib.recurrent import RecurrentConfig, RecurrentTranslator
 from transformer_lib.tokenizer import train_tokenizer
 from transformer_lib.transformer import count_parameters

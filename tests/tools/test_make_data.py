@@ -11,7 +11,7 @@ from tools import make_data
 from tools.chapters import ROOT
 from tools.make_data import CODE, FILTERS, NearDuplicates, Pair, Steps
 
-DATA = ROOT / "transformer_lib" / "data"
+DATA = ROOT / "transformer_lib" / "corpora"
 PAGE = ROOT / "book" / "data.md"
 
 

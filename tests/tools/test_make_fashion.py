@@ -15,7 +15,7 @@ from tools import make_fashion
 from tools.chapters import ROOT
 from transformer_lib.vision import FASHION_CLASSES
 
-DATA = ROOT / "transformer_lib" / "data"
+DATA = ROOT / "transformer_lib" / "corpora"
 PAGE = ROOT / "book" / "data.md"
 
 
