@@ -30,13 +30,13 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 
 sync: $(READY)  ## write transformer_lib from the chapters
 	$(BIN)/ruff format --quiet notebooks
-	$(BIN)/python tools/export_modules.py
+	$(BIN)/python -m tools.export_modules
 
 stamp: $(READY)  ## write the setup cell and the run times into the chapters
-	$(BIN)/python tools/notebooks.py stamp
+	$(BIN)/python -m tools.notebooks stamp
 
 execute: sync stamp  ## run all chapters anew and store their outputs (CHAPTERS="05 12" for some)
-	$(BIN)/python tools/notebooks.py execute $(CHAPTERS)
+	$(BIN)/python -m tools.notebooks execute $(CHAPTERS)
 
 train: $(READY)  ## train the shipped translator anew (an hour or two; interrupted, it goes on)
 	mkdir -p build
@@ -70,24 +70,24 @@ test: lint types unit notebooks prove book site  ## prove everything (about 20 m
 lint: $(READY)  ## style of the code, and package = chapters
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python tools/export_modules.py --check
-	$(BIN)/python tools/notebooks.py stamp --check
+	$(BIN)/python -m tools.export_modules --check
+	$(BIN)/python -m tools.notebooks stamp --check
 
 types: $(READY)  ## types of the package
 	$(BIN)/mypy
 
 unit: $(READY)  ## tests of the package, the tools, the data and the book's standard
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_site.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/site
 
 notebooks: $(READY)  ## run every notebook again and compare its outputs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env \
 	  --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 600 notebooks
 
 prove: $(READY)  ## run every notebook from an empty folder on the installed wheel, with another seed
-	$(BIN)/python tools/notebooks.py prove
+	$(BIN)/python -m tools.notebooks prove
 
 site: $(READY)  ## tests of the built book, some in a browser
-	$(BIN)/python -m pytest tests/test_site.py
+	$(BIN)/python -m pytest tests/site
 
 clean:  ## remove what was built (not .venv)
 	rm -rf _build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,8 +1,8 @@
 """Run the chapters, and stamp into them what is the same everywhere.
 
-python tools/notebooks.py stamp [--check]     the setup cell and the line with the run time
-python tools/notebooks.py execute [05 12]     run with papermill, store outputs and run time in the notebook
-python tools/notebooks.py prove [05 12]       run from an empty folder on the installed wheel, with another seed
+python -m tools.notebooks stamp [--check]     the setup cell and the line with the run time
+python -m tools.notebooks execute [05 12]     run with papermill, store outputs and run time in the notebook
+python -m tools.notebooks prove [05 12]       run from an empty folder on the installed wheel, with another seed
 """
 
 import argparse
@@ -15,27 +15,15 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 import yaml
-from nbformat import NotebookNode
 
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = ROOT / "notebooks"
+from tools.chapters import ROOT, Chapter, ChapterError, chapters, tags
+
 PROOF = ROOT / "build" / "proof"
-
-# Seconds that a chapter may take on 2 cores without a GPU.
-BUDGET = {15: 270}
-DEFAULT_BUDGET = 60
-# The run time stored in a chapter is held to its budget. A proof may run on a machine that is busy with other things,
-# and fails only beyond this many times the budget.
-PATIENCE = 2
-ALONE = {
-    15
-}  # these train for minutes and get both cores; the others run two at a time, one thread each
 
 TIME_LINE = re.compile(r"^- \*\*Time:\*\* .*$", re.MULTILINE)
 
@@ -88,34 +76,10 @@ socket.getaddrinfo = getaddrinfo
 '''
 
 
-def chapters(numbers: list[str]) -> list[Path]:
-    """The notebooks with these numbers, or all of them."""
-    paths = sorted(NOTEBOOKS.glob("[0-9][0-9]-*.ipynb"))
-    missing = set(numbers) - {path.name[:2] for path in paths}
-    if missing:
-        raise SystemExit(f"there is no chapter {', '.join(sorted(missing))}")
-    return [path for path in paths if not numbers or path.name[:2] in numbers]
-
-
-def number(path: Path) -> int:
-    """The chapter's number, from its file name."""
-    return int(path.name[:2])
-
-
-def budget(path: Path) -> int:
-    """Seconds that the chapter may take."""
-    return BUDGET.get(number(path), DEFAULT_BUDGET)
-
-
 def repository_url() -> str:
     """Where the book is published: the one place that says so is _config.yml."""
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     return str(config["repository"]["url"]).rstrip("/")
-
-
-def tagged(notebook: NotebookNode, tag: str) -> list[NotebookNode]:
-    """The cells with a tag."""
-    return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
 
 
 def time_line(seconds: float) -> str:
@@ -124,84 +88,89 @@ def time_line(seconds: float) -> str:
     return f"- **Time:** runs in about {math.ceil(seconds / step) * step} s on 2 CPU cores, without a GPU."
 
 
-def stamp(notebook: NotebookNode, url: str) -> None:
+def stamp(chapter: Chapter, url: str) -> None:
     """Write the setup cell, the run time, and the folding of hidden cells into a chapter."""
-    for cell in tagged(notebook, "setup"):
+    for cell in chapter.tagged("setup"):
         cell.source = SETUP.format(url=url)
         # Twenty lines that a reader need not see each time.
         cell.metadata["tags"] = ["setup", "hide-input"]
-    seconds = notebook.metadata.get("book", {}).get("seconds")
-    if seconds is not None:
-        first = notebook.cells[0]
-        first.source = TIME_LINE.sub(time_line(seconds), first.source)
+    if chapter.run_time is not None:
+        first = chapter.cells[0]
+        first.source = TIME_LINE.sub(time_line(chapter.run_time), first.source)
     for tag in ("hide-cell", "hide-input"):  # Jupyter Book folds by tag, JupyterLab by this
-        for cell in tagged(notebook, tag):
+        for cell in chapter.tagged(tag):
             cell.metadata["jupyter"] = {"source_hidden": True}
 
 
-def stamp_all(paths: list[Path], check: bool) -> int:
+def stamp_all(book: list[Chapter], check: bool) -> int:
     """Stamp all chapters, or only say which are not."""
     url = repository_url()
     stale = []
-    for path in paths:
-        notebook = nbformat.read(path, as_version=4)
-        before = nbformat.writes(notebook)
-        stamp(notebook, url)
-        if nbformat.writes(notebook) != before:
-            stale.append(path.name)
+    for chapter in book:
+        before = nbformat.writes(chapter.notebook)
+        stamp(chapter, url)
+        if nbformat.writes(chapter.notebook) != before:
+            stale.append(chapter.path.name)
             if not check:
-                nbformat.write(notebook, path)
+                chapter.write()
     for name in stale:
         print(f"{name}: {'not stamped; `make stamp` does it' if check else 'stamped'}")
     return 1 if stale and check else 0
 
 
-def run(path: Path, output: Path, python: Path, parameters: dict[str, int], threads: int) -> float:
-    """Run a chapter with papermill in an empty folder; returns the seconds it took, raises what it raises."""
+def run(chapter: Chapter, output: Path, python: Path, parameters: dict[str, int]) -> float:
+    """Run a chapter with papermill in an empty folder; returns the CPU seconds it took, raises what it raises."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"OMP_NUM_THREADS": str(threads), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= {"OMP_NUM_THREADS": str(chapter.threads), "PYTHONDONTWRITEBYTECODE": "1"}
     with (
         tempfile.TemporaryDirectory() as folder,
         tempfile.TemporaryDirectory() as no_kernels,
+        tempfile.TemporaryFile("w+") as log,
     ):
         # No kernel of the user's may take the place of python's own.
         environment["JUPYTER_DATA_DIR"] = no_kernels
-        command = [str(python), "-m", "papermill", str(path), str(output), "--no-progress-bar"]
-        command += ["--kernel", "python3", "--cwd", folder]
-        command += ["--execution-timeout", str(4 * budget(path))]
+        command = [str(python), "-m", "papermill", str(chapter.path), str(output)]
+        command += ["--no-progress-bar", "--kernel", "python3", "--cwd", folder]
+        # Only what hangs is stopped by the clock: how long a chapter takes, a busy machine would decide.
+        command += ["--execution-timeout", str(round(20 * chapter.budget))]
         for name, value in parameters.items():
             command += ["-p", name, str(value)]
-        start = time.perf_counter()
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-        seconds = time.perf_counter() - start
-        if done.returncode:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)  # the kernel, which papermill waits for, counts
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            log.seek(0)
             raise RuntimeError(
-                f"{path.name} failed with {parameters or 'its own parameters'}:\n{done.stderr[-4000:]}"
+                f"{chapter.path.name} failed with {parameters or 'its own parameters'}:\n{log.read()[-4000:]}"
             )
         left = sorted(file.name for file in Path(folder).iterdir())
         if left:
-            raise RuntimeError(f"{path.name} left files behind: {', '.join(left)}")
-    return seconds
+            raise RuntimeError(f"{chapter.path.name} left files behind: {', '.join(left)}")
+    return usage.ru_utime + usage.ru_stime
 
 
-def on_all(paths: list[Path], job: Callable[[Path, int], None]) -> None:
-    """Call job(path, threads) for every chapter: two at a time, but the heavy ones alone with both cores."""
+def on_all(book: list[Chapter], job: Callable[[Chapter], None]) -> None:
+    """Do a job for every chapter: two at a time, but those of several threads alone."""
     with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
-        list(pool.map(lambda path: job(path, 1), [p for p in paths if number(p) not in ALONE]))
-    for path in paths:
-        if number(path) in ALONE:
-            job(path, 2)
+        list(pool.map(job, [chapter for chapter in book if chapter.threads == 1]))
+    for chapter in book:
+        if chapter.threads > 1:
+            job(chapter)
 
 
-def tidy(notebook: NotebookNode) -> None:
+def report(chapter: Chapter, seconds: float) -> None:
+    print(f"{chapter.path.name:45s} {seconds:5.0f} CPU-s of {chapter.budget}", flush=True)
+
+
+def tidy(chapter: Chapter) -> None:
     """Remove from a fresh run what would differ at the next: times, paths, and where a stream was cut."""
-    notebook.metadata.pop("papermill", None)
-    for cell in notebook.cells:
+    chapter.notebook.metadata.pop("papermill", None)
+    for cell in chapter.cells:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
-        if cell.metadata.get("tags") == []:
-            del cell.metadata["tags"]
-        whole: list[NotebookNode] = []
+        if not tags(cell):
+            cell.metadata.pop("tags", None)
+        whole: list[nbformat.NotebookNode] = []
         for output in cell.get("outputs", []):
             if whole and output.output_type == "stream" and whole[-1].get("name") == output.name:
                 whole[-1].text += output.text
@@ -211,22 +180,22 @@ def tidy(notebook: NotebookNode) -> None:
             cell.outputs = whole
 
 
-def execute(paths: list[Path]) -> int:
+def execute(book: list[Chapter]) -> int:
     """Run chapters and store their outputs, and the seconds they took, in them."""
     url = repository_url()
 
-    def execute_one(path: Path, threads: int) -> None:
+    def execute_one(chapter: Chapter) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            output = Path(folder) / path.name
-            seconds = run(path, output, Path(sys.executable), {}, threads)
-            notebook = nbformat.read(output, as_version=4)
-        tidy(notebook)
-        notebook.metadata["book"] = {"seconds": round(seconds, 1)}
-        stamp(notebook, url)
-        nbformat.write(notebook, path)
-        print(f"{path.name:45s} {seconds:5.0f} s of {budget(path)}", flush=True)
+            output = Path(folder) / chapter.path.name
+            seconds = run(chapter, output, Path(sys.executable), {})
+            chapter.notebook = nbformat.read(output, as_version=4)
+        tidy(chapter)
+        chapter.book["seconds"] = round(seconds, 1)
+        stamp(chapter, url)
+        chapter.write()
+        report(chapter, seconds)
 
-    on_all(paths, execute_one)
+    on_all(book, execute_one)
     return 0
 
 
@@ -243,19 +212,8 @@ def installed_wheel() -> Path:
     subprocess.run([*here, "venv", "--without-pip", str(PROOF / "venv")], **quiet)
     python = PROOF / "venv" / "bin" / "python"
     wheel = next(PROOF.glob("*.whl"))
-    subprocess.run(
-        [
-            *here,
-            "pip",
-            "--python",
-            str(python),
-            "install",
-            "--no-deps",
-            "--no-index",
-            str(wheel),
-        ],
-        **quiet,
-    )
+    install = [*here, "pip", "--python", str(python), "install", "--no-deps", "--no-index"]
+    subprocess.run([*install, str(wheel)], **quiet)
     site = next((PROOF / "venv" / "lib").glob("python3*/site-packages"))
     borrowed = sysconfig.get_path("purelib")  # of the Python that runs this
     (site / "borrowed.pth").write_text(f"{borrowed}\n", encoding="utf-8")
@@ -283,30 +241,29 @@ def probe(python: Path) -> None:
     cells = [nbformat.v4.new_code_cell(PROBE)]
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
-    run(path, PROOF / "probe-output.ipynb", python, {}, threads=1)
+    run(Chapter(path), PROOF / "probe-output.ipynb", python, {})
 
 
-def prove(paths: list[Path], seed: int) -> int:
+def prove(book: list[Chapter], seed: int) -> int:
     """Run chapters on the installed wheel with another seed; say how long each took and what failed."""
     python = installed_wheel()
     probe(python)
     failures: list[str] = []
 
-    def prove_one(path: Path, threads: int) -> None:
+    def prove_one(chapter: Chapter) -> None:
+        name, parameters = chapter.path.name, {"SEED": seed + chapter.number}
         try:
-            seconds = run(path, PROOF / path.name, python, {"SEED": seed + number(path)}, threads)
-            print(f"{path.name:45s} {seconds:5.0f} s of {budget(path)}", flush=True)
-            if seconds > PATIENCE * budget(path):
-                failures.append(
-                    f"{path.name} took {seconds:.0f} s, far more than its {budget(path)} s"
-                )
+            seconds = run(chapter, PROOF / name, python, parameters)
+            report(chapter, seconds)
+            if seconds > chapter.budget:
+                failures.append(f"{name} took {seconds:.0f} CPU-s, more than its {chapter.budget}")
         except RuntimeError as error:
             failures.append(str(error))
-            print(f"{path.name:45s} FAILED", flush=True)
+            print(f"{name:45s} FAILED", flush=True)
 
-    on_all(paths, prove_one)
+    on_all(book, prove_one)
     print("\n\n".join(failures))
-    print(f"{len(paths) - len(failures)} passed, {len(failures)} failed")
+    print(f"{len(book) - len(failures)} passed, {len(failures)} failed")
     return 1 if failures else 0
 
 
@@ -326,12 +283,15 @@ def main() -> int:
         "--seed", type=int, default=1000, help="prove: chapter NN runs with this seed + NN"
     )
     arguments = parser.parse_args()
-    paths = chapters(arguments.numbers)
+    try:
+        book = chapters(arguments.numbers)
+    except ChapterError as error:
+        parser.error(str(error))
     if arguments.action == "stamp":
-        return stamp_all(paths, arguments.check)
+        return stamp_all(book, arguments.check)
     if arguments.action == "execute":
-        return execute(paths)
-    return prove(paths, arguments.seed)
+        return execute(book)
+    return prove(book, arguments.seed)
 
 
 if __name__ == "__main__":

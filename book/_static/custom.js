@@ -6,6 +6,8 @@ document.addEventListener("DOMContentLoaded", () => {
     sidebar.setAttribute("role", "complementary");
     sidebar.setAttribute("aria-label", "The book");
   }
+  // Sphinx sets the arguments of a long signature, a line for each, as a list of definitions without terms.
+  for (const list of document.querySelectorAll("dt.sig dl")) list.setAttribute("role", "presentation");
   // What scrolls sideways must be reachable by keyboard.
   const focusable = () => {
     for (const box of document.querySelectorAll(".bd-article pre, .bd-article div.math, .cell_output .output, .pst-scrollable-table-container")) {

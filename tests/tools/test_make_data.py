@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tools import make_data
+from tools.chapters import ROOT
 from tools.make_data import CODE, FILTERS, NearDuplicates, Pair, Steps
 
-ROOT = Path(__file__).parent.parent
 DATA = ROOT / "transformer_lib" / "corpora"
 PAGE = ROOT / "book" / "data.md"
 

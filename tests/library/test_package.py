@@ -1,11 +1,13 @@
-"""The package as it is shipped: what is in it, how large it is, how fast it imports."""
+"""The package as it is shipped: what is in it, how large it is, what importing it loads."""
 
 import fnmatch
 import subprocess
 import sys
 import tomllib
 
-from tools.export_modules import ROOT
+import transformer_lib
+from tools.chapters import ROOT, chapters
+from tools.export_modules import collect
 
 PACKAGE = ROOT / "transformer_lib"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -45,11 +47,17 @@ def test_metadata_names_both_licenses_and_only_tested_dependencies() -> None:
     assert names <= pinned.keys(), "what the package needs is pinned for the book"
 
 
-def test_importing_adds_little_to_importing_torch() -> None:
-    code = "import time, torch; start = time.perf_counter(); import transformer_lib; print(time.perf_counter() - start)"
-    command = [sys.executable, "-c", code]
-    runs = [
-        float(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
-        for _ in range(3)
-    ]
-    assert min(runs) < 0.3, f"import transformer_lib takes {runs} s on top of torch"
+def test_the_package_shows_the_public_names_of_all_its_modules() -> None:
+    modules = collect(chapters())
+    public = {name for module in modules.values() for name in module.public}
+    assert set(transformer_lib.__all__) == public
+    assert all(hasattr(transformer_lib, name) for name in public)
+
+
+def test_importing_the_package_loads_neither_matplotlib_nor_the_compiler() -> None:
+    heavy = ("matplotlib", "IPython", "torch._dynamo", "transformer_lib.book")
+    code = f"import sys, transformer_lib; print([name for name in {heavy} if name in sys.modules])"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert loaded.stdout.strip() == "[]", f"import transformer_lib loads {loaded.stdout}"

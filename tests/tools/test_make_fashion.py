@@ -12,9 +12,9 @@ import pytest
 from safetensors.numpy import load
 
 from tools import make_fashion
+from tools.chapters import ROOT
 from transformer_lib.vision import FASHION_CLASSES
 
-ROOT = Path(__file__).parent.parent
 DATA = ROOT / "transformer_lib" / "corpora"
 PAGE = ROOT / "book" / "data.md"
 

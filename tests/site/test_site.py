@@ -7,7 +7,7 @@ need Chromium and playwright; without them they are skipped, but under CI (envir
 import functools
 import http.server
 import importlib.util
-import json
+import itertools
 import os
 import re
 import shutil
@@ -15,14 +15,15 @@ import threading
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+from tools.chapters import ROOT, chapters
+from tools.export_modules import PACKAGE, collect
+
 HTML = Path(os.environ.get("BOOK_HTML", ROOT / "_build" / "html")).resolve()
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
@@ -214,58 +215,59 @@ def test_mathjax_comes_from_the_site_once_with_its_license(site: Path) -> None:
 # ------------------------------------------------------------------------------------- the generated passages
 
 
-@pytest.fixture(scope="module")
-def extension() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "piece_by_piece", ROOT / "book/_ext/piece_by_piece.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_reference_holds_every_public_name_and_its_chapter(
-    site: Path, extension: ModuleType
-) -> None:
-    import ast
-
-    found = read_page(site / "book/api.html")
-    built_in = {
-        (module, name)
-        for chapter in extension.chapters()
-        for name, module in chapter.exports.items()
+def api_entries() -> dict[str, set[str]]:
+    """Public name -> the chapters that build or better it."""
+    built: dict[str, set[str]] = {}
+    for chapter in chapters():
+        for definition in chapter.definitions:
+            for name in definition.names:
+                full = f"{PACKAGE}.{definition.module}.{name}"
+                built.setdefault(full, set()).add(f"../notebooks/{chapter}.html")
+    public = {
+        f"{PACKAGE}.{m}.{name}" for m, held in collect(chapters()).items() for name in held.public
     }
-    for path in sorted((ROOT / "transformer_lib").glob("[!_]*.py")):
-        for name in extension.defined_names(ast.parse(path.read_text(encoding="utf-8"))):
-            ids = {
-                f"api-{path.stem}-{kind}{name}".lower().replace("_", "-") for kind in ("", "class-")
-            }
-            assert {each.lower().replace("_", "-") for each in found.ids} & ids, (
-                f"{path.stem}.{name} is not in the reference"
-            )
-            assert (path.stem, name) in built_in, f"no chapter exports {path.stem}.{name}"
+    return {name: built[name] for name in public}
+
+
+def test_the_reference_holds_every_public_name_and_links_its_chapters(site: Path) -> None:
+    text = read_page(site / "book/api.html").text
+    starts = [
+        (match.start(), match[1])
+        for match in re.finditer(rf'<dt class="sig[^>]* id="({PACKAGE}[^"]*)"', text)
+    ]
+    entries = api_entries()
+    assert entries, "the chapters export something"
+    tops = [(start, name) for start, name in starts if name.count(".") == 2]
+    assert sorted(name for _, name in tops) == sorted(entries), "public names, and no others"
+    for (start, name), (end, _) in itertools.pairwise([*tops, (len(text), "")]):
+        section = text[start:end].split("<section")[0]
+        links = set(re.findall(r'href="(\.\./notebooks/[^"#]+)"', section))
+        assert links == entries[name], f"{name} is built in {entries[name]}, the page links {links}"
+
+
+def test_the_reference_begins_with_a_table_of_the_modules(site: Path) -> None:
+    found = read_page(site / "book/api.html")
+    table = found.text[found.text.index("<table") : found.text.index("</table>")]
+    for name, module in collect(chapters()).items():
+        assert f'href="#api-{name.replace("_", "-")}"' in table, f"{name} is not in the table"
+        assert len(module.description.split()) > 1
+
+
+def test_docstrings_are_read_as_such(site: Path) -> None:
+    """Sections become lists of fields, `x` becomes code, and a default is as the source has it."""
+    text = read_page(site / "book/api.html").text
+    assert "Parameters" in text
+    assert not re.search(
+        r"Args:|`", re.sub(r"<[^>]+>", "", text.partition("<article")[2].partition("</article>")[0])
+    )
 
 
 def test_run_times_come_from_the_notebooks(site: Path) -> None:
     text = re.sub(r"<[^>]+>", " ", read_page(site / "book/how-to-use.html").text)
     assert "not measured" not in text, "a chapter has no run time: run `make execute`"
-    for page in CHAPTERS:
-        metadata = json.loads((ROOT / f"{page}.ipynb").read_text(encoding="utf-8"))["metadata"]
-        seconds = max(1, round(metadata["book"]["seconds"]))
-        assert re.search(rf"\b{seconds} s\b", text), f"{page}'s {seconds} s are not in the table"
-
-
-def test_docstrings_become_markdown(extension: ModuleType) -> None:
-    markdown = extension.docstring_to_markdown(
-        "A line with a *star* and d_k.\n\nArgs:\n    key, value: shape (batch, keys),\n        on two lines.\n\n"
-        "Returns:\n    Output (batch, d).\n\nRaises:\n    ValueError: if `x` is < 1."
-    )
-    assert markdown.splitlines()[0] == r"A line with a \*star\* and d\_k."
-    assert "**Arguments**\n\n- `key, value`: shape (batch, keys), on two lines." in markdown
-    assert "**Returns** Output (batch, d)." in markdown
-    assert r"- `ValueError`: if `x` is \< 1." in markdown
+    for chapter in chapters():
+        seconds = max(1, round(chapter.run_time))
+        assert re.search(rf"\b{seconds} s\b", text), f"{chapter}'s {seconds} s are not in the table"
 
 
 @pytest.mark.parametrize("page", ["index.md", "book/how-to-use.md"])
