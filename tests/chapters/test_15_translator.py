@@ -107,7 +107,7 @@ def test_resuming_something_else_is_refused(tmp_path: Path) -> None:
 
 KILLED = """
 import sys, torch
-from tests.test_translator import batches, fresh, weights
+from tests.chapters.test_15_translator import batches, fresh, weights
 from transformer_lib.training import train, write_tensors
 model = fresh()
 def report(progress):
