@@ -26,6 +26,7 @@ book: $(READY)  ## build the book and print where it is
 	@echo "The book: $(CURDIR)/_build/html/index.html"
 
 lab: $(READY)  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter trust notebooks/*.ipynb # else JupyterLab takes the diagrams out of the stored outputs
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
 sync: $(READY)  ## write transformer_lib from the chapters
