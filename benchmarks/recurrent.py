@@ -24,12 +24,21 @@ import torch
 from tokenizers import Tokenizer
 from translators import CONFIG  # the reader's Transformer of chapter 15
 
+from transformer_lib.checkpoint import write_tensors
 from transformer_lib.decoding import greedy_decode
 from transformer_lib.evaluation import bleu, chrf
-from transformer_lib.pairs import Example, Pair, encode_pairs, load_pairs, make_batch, token_batches
+from transformer_lib.pairs import (
+    Example,
+    Pair,
+    encode_pairs,
+    endless_batches,
+    load_pairs,
+    make_batch,
+    token_batches,
+)
 from transformer_lib.recurrent import RecurrentConfig, RecurrentTranslator
 from transformer_lib.tokenizer import save_tokenizer, train_tokenizer
-from transformer_lib.training import endless_batches, train, write_tensors
+from transformer_lib.training import TrainingSettings, train
 from transformer_lib.transformer import Transformer, count_parameters
 
 PACKAGE = Path(__file__).resolve().parent.parent / "transformer_lib"
@@ -83,18 +92,16 @@ class Trial:
 
     def run(self, model: Any, name: str, seed: int, steps: int, max_tokens: int) -> dict[str, Any]:
         """Train and score."""
-        clip = 1.0 if isinstance(model, RecurrentTranslator) else None
-        start = time.process_time()
-        history = train(
-            model,
-            endless_batches(self.examples, max_tokens, seed),
-            steps=steps,
+        settings = TrainingSettings(
+            steps,
             warmup_steps=steps // 3,
             cool_down_steps=steps - steps // 3,
-            max_norm=clip,
-            validation=self.batches,
+            max_norm=1.0 if isinstance(model, RecurrentTranslator) else None,
             report_every=steps,
         )
+        batches = endless_batches(self.examples, max_tokens, seed)
+        start = time.process_time()
+        history = train(model, batches, settings=settings, validation=self.batches)
         seconds = time.process_time() - start
         row = {
             "name": name,
@@ -113,10 +120,11 @@ class Trial:
         """Median time of a step, the models taking turns; it trains them a little."""
         times: dict[str, list[float]] = {name: [] for name in models}
         streams = {n: endless_batches(self.examples, size, 0) for n, (_, size) in models.items()}
+        settings = TrainingSettings(10, warmup_steps=1000)
         for _ in range(rounds):
             for name, (model, _) in models.items():
                 start = time.process_time()
-                train(model, itertools.islice(streams[name], 10), steps=10, warmup_steps=1000)
+                train(model, itertools.islice(streams[name], 10), settings=settings)
                 times[name].append((time.process_time() - start) / 10)
         return {name: sorted(seconds)[rounds // 2] for name, seconds in times.items()}
 

@@ -16,12 +16,12 @@ __all__ = ["check_attention", "check_numbers", "check_same", "check_tokens", "de
 def check_numbers(
     kind: type, low: float = -math.inf, high: float = math.inf, **values: object
 ) -> None:
-    """Refuse with a ValueError what is no number of this kind from low to high.
+    """Refuse values that are no numbers of this kind (int, float or bool) from low to high.
 
-    Args:
-        kind: int, float (which takes whole numbers, too) or bool.
-        low, high: the least and the largest value allowed.
-        values: what to look at, by name.
+    float takes whole numbers, too. The values go by their names: check_numbers(int, 1, length=3).
+
+    Raises:
+        ValueError: naming the first such value, and what it should be.
     """
     for name, value in values.items():
         kinds = (int, float) if kind is float else kind

@@ -3,6 +3,7 @@
 Written from chapters 1, 3 of the book: edit the chapter, then `make sync`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transformer_lib.door import check_numbers
 from transformer_lib.embeddings import TokenEmbedding
 from transformer_lib.similarity import AdditiveSimilarity, weighted_lookup
+from transformer_lib.tokenizer import BOS_ID, EOS_ID
 
 __all__ = [
     "GRUCell",
@@ -24,17 +27,21 @@ __all__ = [
 
 
 class _RecurrentCell(nn.Module):
-    """The two maps every cell begins with, named and drawn as torch names and draws them."""
+    """The two maps that every cell begins with, named, shaped and drawn as torch's.
 
-    def __init__(self, input_size: int, hidden_size: int, parts: int) -> None:
+    Inputs are (batch, input_size), states (batch, hidden_size).
+
+    Raises:
+        ValueError: if a size is below 1, or there is not one state for each input.
+    """
+
+    parts = 1  # how many parts, each of the state's size, the maps make
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
-        if input_size < 1 or hidden_size < 1:
-            raise ValueError(
-                f"input_size and hidden_size must be at least 1, got {input_size} and {hidden_size}"
-            )
+        check_numbers(int, 1, input_size=input_size, hidden_size=hidden_size)
         self.input_size, self.hidden_size = input_size, hidden_size
-        bound = hidden_size**-0.5
-        rows = parts * hidden_size
+        bound, rows = hidden_size**-0.5, self.parts * hidden_size
         self.weight_ih = nn.Parameter(torch.empty(rows, input_size).uniform_(-bound, bound))
         self.weight_hh = nn.Parameter(torch.empty(rows, hidden_size).uniform_(-bound, bound))
         self.bias_ih = nn.Parameter(torch.empty(rows).uniform_(-bound, bound))
@@ -42,49 +49,17 @@ class _RecurrentCell(nn.Module):
 
     def _maps(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """What the input says and what the state says, (batch, parts * hidden_size) each."""
-        if x.dim() != 2 or x.size(-1) != self.input_size:
-            raise ValueError(
-                f"the input must be (batch, input_size {self.input_size}), got {tuple(x.shape)}"
-            )
-        if hidden.shape != (x.size(0), self.hidden_size):
-            raise ValueError(
-                f"for an input of shape {tuple(x.shape)} the state must be "
-                f"({x.size(0)}, hidden_size {self.hidden_size}), got {tuple(hidden.shape)}"
-            )
-        return F.linear(x, self.weight_ih, self.bias_ih), F.linear(
-            hidden, self.weight_hh, self.bias_hh
-        )
+        if len(x) != len(hidden):  # a single state would be broadcast
+            raise ValueError(f"{len(x)} inputs need as many states, got {len(hidden)}")
+        from_hidden = F.linear(hidden, self.weight_hh, self.bias_hh)
+        return F.linear(x, self.weight_ih, self.bias_ih), from_hidden
 
 
 class RNNCell(_RecurrentCell):
-    """One step of the plain recurrent network (Elman, 1990): equation 1.1.
-
-    Its parameters have the names and shapes of `torch.nn.RNNCell`.
-
-    Args:
-        input_size: width of an input.
-        hidden_size: width of the state.
-
-    Raises:
-        ValueError: if a width is below 1.
-    """
-
-    def __init__(self, input_size: int, hidden_size: int) -> None:
-        super().__init__(input_size, hidden_size, parts=1)
+    """One step of the plain recurrent network (Elman, 1990): equation 1.1."""
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
-        """Take one step.
-
-        Args:
-            x: the input, shape (batch, input_size).
-            hidden: the state before, shape (batch, hidden_size).
-
-        Returns:
-            The state after, shape (batch, hidden_size).
-
-        Raises:
-            ValueError: if a shape does not fit.
-        """
+        """(batch, input_size) and the state (batch, hidden_size) -> the state after."""
         from_input, from_hidden = self._maps(x, hidden)  # (batch, hidden_size) each
         return torch.tanh(from_input + from_hidden)
 
@@ -93,38 +68,13 @@ class LSTMCell(_RecurrentCell):
     """One step of the long short-term memory with a forget gate: equations 1.3 to 1.5.
 
     After Hochreiter and Schmidhuber (1997), with the forget gate of Gers et al. (2000).
-    Its parameters have the names and shapes of `torch.nn.LSTMCell`.
-
-    Args:
-        input_size: width of an input.
-        hidden_size: width of the state and of the memory.
-
-    Raises:
-        ValueError: if a width is below 1.
     """
 
-    def __init__(self, input_size: int, hidden_size: int) -> None:
-        super().__init__(input_size, hidden_size, parts=4)
+    parts = 4
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Take one step.
-
-        Args:
-            x: the input, shape (batch, input_size).
-            state: hidden state and memory before, shape (batch, hidden_size) each.
-
-        Returns:
-            Hidden state and memory after, shape (batch, hidden_size) each.
-
-        Raises:
-            ValueError: if a shape does not fit.
-        """
+        """(batch, input_size), state and memory (batch, hidden_size) each -> the two after."""
         hidden, memory = state
-        if memory.shape != hidden.shape:
-            raise ValueError(
-                "hidden state and memory must have one shape, "
-                f"got {tuple(hidden.shape)} and {tuple(memory.shape)}"
-            )
         from_input, from_hidden = self._maps(x, hidden)  # (batch, 4 * hidden_size) each
         write, keep, new, show = (from_input + from_hidden).chunk(4, dim=-1)
         memory = keep.sigmoid() * memory + write.sigmoid() * new.tanh()  # (batch, hidden_size)
@@ -134,33 +84,14 @@ class LSTMCell(_RecurrentCell):
 class GRUCell(_RecurrentCell):
     """One step of the gated recurrent unit (Cho et al., 2014): equations 1.6 to 1.8.
 
-    Its parameters have the names and shapes of `torch.nn.GRUCell`. As there, the reset gate acts
-    after the product with the state, and the update gate says how much of the old state stays.
-
-    Args:
-        input_size: width of an input.
-        hidden_size: width of the state.
-
-    Raises:
-        ValueError: if a width is below 1.
+    As in torch, the reset gate acts after the product with the state, and the update gate says how
+    much of the old state stays.
     """
 
-    def __init__(self, input_size: int, hidden_size: int) -> None:
-        super().__init__(input_size, hidden_size, parts=3)
+    parts = 3
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
-        """Take one step.
-
-        Args:
-            x: the input, shape (batch, input_size).
-            hidden: the state before, shape (batch, hidden_size).
-
-        Returns:
-            The state after, shape (batch, hidden_size).
-
-        Raises:
-            ValueError: if a shape does not fit.
-        """
+        """(batch, input_size) and the state (batch, hidden_size) -> the state after."""
         from_input, from_hidden = self._maps(x, hidden)  # (batch, 3 * hidden_size) each
         reset_x, update_x, new_x = from_input.chunk(3, dim=-1)  # (batch, hidden_size) each
         reset_h, update_h, new_h = from_hidden.chunk(3, dim=-1)
@@ -181,7 +112,7 @@ class RecurrentConfig:
         pad_id: the id that fills up short rows.
 
     Raises:
-        ValueError: if a size is out of range.
+        ValueError: if a value is out of range.
     """
 
     vocab_size: int
@@ -190,44 +121,37 @@ class RecurrentConfig:
     pad_id: int = 0
 
     def __post_init__(self) -> None:
-        if self.d_model < 2 or self.d_model % 2:
+        check_numbers(int, 1, vocab_size=self.vocab_size, d_model=self.d_model)
+        check_numbers(bool, attention=self.attention)
+        check_numbers(int, 0, self.vocab_size - 1, pad_id=self.pad_id)
+        if self.d_model % 2:
             raise ValueError(f"half of d_model reads each way: it must be even, got {self.d_model}")
-        if not 0 <= self.pad_id < self.vocab_size:
-            raise ValueError(
-                f"pad_id {self.pad_id} is not in a vocabulary of {self.vocab_size} entries"
-            )
 
 
 class RecurrentState(NamedTuple):
-    """What a RecurrentTranslator's decoder knows between two steps.
+    """What a RecurrentTranslator's decoder knows between two steps."""
 
-    hidden: the decoder's state, (batch, d_model).
-    memory: what the encoder made of each source token, (batch, source, d_model).
-    summary: the encoder's two last states, (batch, d_model).
-    context: what the last step has taken from the source, (batch, d_model); at first the summary.
-    keys: the memory, projected for the similarity, (batch, source, d_model); None without attention.
-    real: which source tokens are no padding, (batch, 1, source).
-    weights: where the last step has looked, (batch, source); None at first and without attention.
-    """
-
-    hidden: Tensor
-    memory: Tensor
-    summary: Tensor
-    context: Tensor
-    keys: Tensor | None
-    real: Tensor
-    weights: Tensor | None = None
+    hidden: Tensor  # the decoder's state, (batch, d_model)
+    memory: Tensor  # what the encoder made of each source token, (batch, source, d_model)
+    summary: Tensor  # the encoder's two last states, (batch, d_model)
+    context: Tensor  # what the last step took from the source, (batch, d_model); first the summary
+    keys: Tensor | None  # the memory, projected for the similarity; None without attention
+    real: Tensor  # which source tokens are no padding, (batch, 1, source)
+    weights: Tensor | None = None  # where the last step looked, (batch, source), if it did
 
 
 class RecurrentTranslator(nn.Module):
     """A recurrent encoder-decoder, with or without additive attention.
 
     The encoder is a GRU that reads both ways, the decoder a GRUCell (Bahdanau et al., 2015;
-    without attention, that of Cho et al., 2014). One matrix is embedding and map to logits. It has the
-    methods that `train` and `evaluate_loss` ask of a model: encode, decode, project.
+    without attention, that of Cho et al., 2014). One matrix is embedding and map to logits.
 
     Args:
         config: the sizes.
+
+    Raises:
+        ValueError: in its methods, if a row of the source is not tokens and then padding, memory
+            and source do not belong together, or it is to align without attention.
     """
 
     def __init__(self, config: RecurrentConfig) -> None:
@@ -242,56 +166,29 @@ class RecurrentTranslator(nn.Module):
         self.readout = nn.Linear(3 * d, d)
 
     def encode(self, source: Tensor) -> Tensor:
-        """Read the source both ways.
+        """Read the source, ids (batch, source), into the memory (batch, source, d_model).
 
-        Args:
-            source: ids, padded on the right, shape (batch, source).
-
-        Returns:
-            The memory, shape (batch, source, d_model): at each token what the GRU that comes from
-            the left knows there, and what the one from the right knows. Zeros at padding.
-
-        Raises:
-            ValueError: if a row is nothing but padding or not padded on the right, or source is not
-                fit to be embedded.
+        At each token: what the GRU that comes from the left knows there, and what the one from the
+        right knows. Zeros at padding.
         """
-        embedded = self.embedding(source)  # (batch, source, d_model)
         real = source != self.config.pad_id  # (batch, source)
-        lengths = real.sum(dim=1)  # (batch,)
-        if lengths.min() < 1:
-            raise ValueError(f"row {int(lengths.argmin())} of the source is nothing but padding")
-        if (real[:, 1:] & ~real[:, :-1]).any():
-            raise ValueError(f"source must be padded on the right, got {source.tolist()}")
+        if not real[:, 0].all() or (real[:, 1:] & ~real[:, :-1]).any():
+            raise ValueError(f"rows of the source must be tokens, then padding, got {source}")
         packed = nn.utils.rnn.pack_padded_sequence(
-            embedded, lengths.cpu(), batch_first=True, enforce_sorted=False
+            self.embedding(source), real.sum(dim=1).cpu(), batch_first=True, enforce_sorted=False
         )
-        states, _ = self.encoder(packed)
         memory, _ = nn.utils.rnn.pad_packed_sequence(
-            states, batch_first=True, total_length=source.size(1)
+            self.encoder(packed)[0], batch_first=True, total_length=source.size(1)
         )
         return memory  # (batch, source, d_model)
 
     def begin(self, memory: Tensor, source: Tensor) -> RecurrentState:
-        """Make the decoder's state before its first step.
-
-        Args:
-            memory: what encode made of the source, shape (batch, source, d_model).
-            source: the ids, shape (batch, source).
-
-        Returns:
-            The state.
-
-        Raises:
-            ValueError: if memory and source do not belong together.
-        """
-        if memory.shape != (*source.shape, self.config.d_model):
-            raise ValueError(
-                f"memory {tuple(memory.shape)} and source {tuple(source.shape)} do not belong "
-                f"together: they should be (batch, source, {self.config.d_model}) and (batch, source)"
-            )
+        """The decoder's state before its first step, from what encode made of the source."""
+        if memory.shape[:2] != source.shape:
+            raise ValueError(f"memory {tuple(memory.shape)}, but source {tuple(source.shape)}")
         real = source != self.config.pad_id  # (batch, source)
         last = real.sum(dim=1) - 1  # (batch,): where each sentence ends
-        rows = torch.arange(source.size(0), device=source.device)
+        rows = torch.arange(len(source), device=source.device)
         half = self.config.d_model // 2
         from_left, from_right = memory[rows, last, :half], memory[:, 0, half:]
         summary = torch.cat([from_left, from_right], dim=-1)  # (batch, d_model)
@@ -300,23 +197,7 @@ class RecurrentTranslator(nn.Module):
         return RecurrentState(hidden, memory, summary, summary, keys, real[:, None])
 
     def step(self, embedded: Tensor, state: RecurrentState) -> RecurrentState:
-        """Read one more target token.
-
-        Args:
-            embedded: the token, embedded, shape (batch, d_model).
-            state: from begin, or from the step before.
-
-        Returns:
-            The state after.
-
-        Raises:
-            ValueError: if embedded and state do not fit together.
-        """
-        if embedded.shape != state.hidden.shape:
-            raise ValueError(
-                f"embedded must be (batch, d_model) as the state is, got {tuple(embedded.shape)} "
-                f"for a state of {state.hidden.size(0)} rows and width {state.hidden.size(1)}"
-            )
+        """Read one more target token, embedded, (batch, d_model)."""
         context, weights = state.summary, None  # (batch, d_model)
         if self.similarity is not None and state.keys is not None:
             query = state.hidden[:, None]  # (batch, 1, d_model): one query
@@ -326,30 +207,24 @@ class RecurrentTranslator(nn.Module):
         hidden = self.cell(torch.cat([embedded, context], dim=-1), state.hidden)  # (batch, d_model)
         return state._replace(hidden=hidden, context=context, weights=weights)
 
+    def read(self, embedded: Tensor, state: RecurrentState) -> list[RecurrentState]:
+        """The states after each of the target tokens, embedded, (batch, target, d_model)."""
+        states = [state]
+        for word in embedded.unbind(dim=1):  # (batch, d_model)
+            states.append(self.step(word, states[-1]))
+        return states[1:]
+
     def tell(self, embedded: Tensor, hidden: Tensor, context: Tensor) -> Tensor:
-        """Make the vectors that say what follows, from shapes (..., d_model) to (..., d_model)."""
+        """Make the vectors that say what follows: three times (..., d_model) -> (..., d_model)."""
         return torch.tanh(self.readout(torch.cat([hidden, context, embedded], dim=-1)))
 
     def decode(self, target: Tensor, memory: Tensor, source: Tensor) -> Tensor:
         """Say what follows each target token, as a vector.
 
-        Args:
-            target: the ids so far, <bos> first, shape (batch, target).
-            memory: what encode made of the source, shape (batch, source, d_model).
-            source: the ids of the source, shape (batch, source).
-
-        Returns:
-            Shape (batch, target, d_model).
-
-        Raises:
-            ValueError: if the three do not fit together, or ids are not in the vocabulary.
+        Ids (batch, target), <bos> first, and memory and ids of the source -> (batch, target, d_model).
         """
         embedded = self.embedding(target)  # (batch, target, d_model)
-        state = self.begin(memory, source)
-        states = []
-        for word in embedded.unbind(dim=1):  # (batch, d_model)
-            state = self.step(word, state)
-            states.append(state)
+        states = self.read(embedded, self.begin(memory, source))
         hidden = torch.stack([state.hidden for state in states], dim=1)  # (batch, target, d_model)
         context = torch.stack([state.context for state in states], dim=1)
         return self.tell(embedded, hidden, context)
@@ -358,62 +233,48 @@ class RecurrentTranslator(nn.Module):
         """Map vectors (..., d_model) to logits (..., vocab_size) with the embedding matrix."""
         return self.embedding.project(hidden)
 
+    def forward(
+        self,
+        source: Tensor,
+        target: Tensor,
+        loss: Callable[[nn.Module, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Ids (batch, source) and (batch, target), <bos> first -> logits (batch, target, vocab_size).
+
+        Or what `loss` makes of this model and the vectors (batch, target, d_model).
+        """
+        hidden = self.decode(target, self.encode(source), source)  # (batch, target, d_model)
+        return self.project(hidden) if loss is None else loss(self, hidden)
+
     @torch.no_grad()
     def align(self, source: Tensor, target: Tensor) -> Tensor:
-        """Tell where the decoder looks in the source before it writes each target token.
+        """Where the decoder looks before it writes each target token: weights (batch, target, source).
 
-        Args:
-            source: ids, shape (batch, source).
-            target: ids, <bos> first, shape (batch, target).
-
-        Returns:
-            The attention weights, shape (batch, target, source).
-
-        Raises:
-            ValueError: if the model has no attention, or the ids do not fit.
+        From ids (batch, source) and (batch, target), <bos> first.
         """
-        state = self.begin(self.encode(source), source)
-        rows = []
-        for word in self.embedding(target).unbind(dim=1):  # (batch, d_model)
-            state = self.step(word, state)
-            if state.weights is None:
-                raise ValueError(f"there is nothing to align: {self.config} has no attention")
-            rows.append(state.weights)
+        states = self.read(self.embedding(target), self.begin(self.encode(source), source))
+        rows = [state.weights for state in states if state.weights is not None]
+        if not rows:
+            raise ValueError(f"there is nothing to align: {self.config} has no attention")
         return torch.stack(rows, dim=1)  # (batch, target, source)
 
     @torch.no_grad()
     def greedy(
-        self, source: Tensor, max_new_tokens: int, bos_id: int = 1, eos_id: int = 2
+        self, source: Tensor, max_new_tokens: int, bos_id: int = BOS_ID, eos_id: int = EOS_ID
     ) -> list[list[int]]:
         """Write the likeliest next token, again and again, until <eos>.
 
-        Args:
-            source: ids, padded on the right, shape (batch, source).
-            max_new_tokens: how many tokens a row may get at most.
-            bos_id: the id that begins a target.
-            eos_id: the id that ends one.
-
-        Returns:
-            One list of ids for each row, without <bos> and <eos>.
-
-        Raises:
-            ValueError: if max_new_tokens is below 1, or source is not fit to be encoded.
+        Ids (batch, source), padded on the right -> a list of ids a row, without <bos> and <eos>.
         """
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        check_numbers(int, 1, max_new_tokens=max_new_tokens)
         state = self.begin(self.encode(source), source)
-        tokens = source.new_full((source.size(0),), bos_id)  # (batch,)
-        rows: list[list[int]] = [[] for _ in range(source.size(0))]
-        open_rows = list(range(source.size(0)))
-        for _ in range(max_new_tokens):
-            word = self.embedding(tokens[:, None])[:, 0]  # (batch, d_model)
+        columns = [source.new_full((len(source), 1), bos_id)]  # (batch, 1) each
+        ended = torch.zeros_like(columns[0], dtype=torch.bool)  # (batch, 1)
+        while len(columns) <= max_new_tokens and not ended.all():
+            word = self.embedding(columns[-1])[:, 0]  # (batch, d_model)
             state = self.step(word, state)
             told = self.tell(word, state.hidden, state.context)  # (batch, d_model)
-            tokens = self.project(told).argmax(dim=-1)  # (batch,)
-            written = tokens.tolist()
-            open_rows = [row for row in open_rows if written[row] != eos_id]
-            for row in open_rows:
-                rows[row].append(written[row])
-            if not open_rows:
-                break
-        return rows
+            columns.append(self.project(told).argmax(dim=-1, keepdim=True))
+            ended = ended | (columns[-1] == eos_id)
+        rows = torch.cat(columns[1:], dim=1).tolist()
+        return [row[: row.index(eos_id)] if eos_id in row else row for row in rows]

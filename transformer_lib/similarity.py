@@ -19,14 +19,13 @@ __all__ = [
 
 
 def masked_softmax(scores: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Turn scores into weights over the keys: positive, and 1 in sum.
+    """Turn scores (..., queries, keys) into weights over the keys: positive, and 1 in sum.
 
-    Args:
-        scores: shape (..., queries, keys).
-        mask: boolean, broadcastable to the scores, True where attention is allowed.
+    The mask is boolean, broadcasts to the scores, and is True where attention is allowed. A query
+    whose every key is forbidden gets zeros.
 
-    Returns:
-        The weights, shape (..., queries, keys). A query whose every key is forbidden gets zeros.
+    Raises:
+        ValueError: if the mask is not boolean.
     """
     if mask is None:
         return scores.softmax(dim=-1)
@@ -43,13 +42,8 @@ def weighted_lookup(
 ) -> tuple[Tensor, Tensor]:
     """Average the values, each with the weight that a softmax gives to its key's score.
 
-    Args:
-        scores: how well each key fits each query, shape (..., queries, keys).
-        value: one for each key, shape (..., keys, d_v).
-        mask: boolean, broadcastable to the scores, True where attention is allowed.
-
-    Returns:
-        The output, shape (..., queries, d_v), and the weights, shape (..., queries, keys).
+    Scores (..., queries, keys), values (..., keys, d_v), a mask as in masked_softmax -> the output
+    (..., queries, d_v), and the weights (..., queries, keys).
     """
     weights = masked_softmax(scores, mask)  # (..., queries, keys)
     return weights @ value, weights

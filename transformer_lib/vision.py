@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
+from transformer_lib.door import check_numbers
+
 __all__ = ["FASHION_CLASSES", "AttentionPooling", "load_fashion"]
 
 
@@ -22,12 +24,8 @@ FASHION_CLASSES = (
 def load_fashion(split: str) -> tuple[Tensor, Tensor]:
     """The pictures of clothes that come with the package, a part of Fashion-MNIST.
 
-    Args:
-        split: "train" (6,000 pictures) or "test" (1,000), equally many of each class.
-
-    Returns:
-        The pictures, (n, 28, 28), from 0 (black) to 1 (white), and their classes, (n,), which are
-        positions in FASHION_CLASSES.
+    "train" (6,000) or "test" (1,000) -> the pictures, (n, 28, 28), from 0 (black) to 1 (white), and
+    their classes, (n,), positions in FASHION_CLASSES; equally many of each.
 
     Raises:
         ValueError: for any other split.
@@ -46,35 +44,19 @@ class AttentionPooling(nn.Module):
 
     Args:
         d_model: features of a patch, and width of the pooled vector.
-
-    Raises:
-        ValueError: if d_model is below 1.
     """
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
-        if d_model < 1:
-            raise ValueError(f"patches need at least one feature, got d_model {d_model}")
+        check_numbers(int, 1, d_model=d_model)
         self.value = nn.Linear(d_model, d_model)
         self.query = nn.Parameter(torch.zeros(d_model))
 
     def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the softmax-weighted sum of the patches' values (equation 4.3 of the book).
+        """The softmax-weighted sum of the patches' values (equation 4.3 of the book).
 
-        Args:
-            patches: features, (..., patches, d_model); any number of patches from 1 up.
-
-        Returns:
-            The pooled vectors, (..., d_model), and the weights, (..., patches), which add up to 1.
-
-        Raises:
-            ValueError: if there are no patches, or they have another width.
+        (..., patches, d_model) -> (..., d_model), and the weights (..., patches).
         """
-        d_model = self.query.size(0)
-        if patches.dim() < 2 or patches.size(-1) != d_model or patches.size(-2) == 0:
-            raise ValueError(
-                f"patches must be (..., patches, {d_model}), got {tuple(patches.shape)}"
-            )
         scores = patches @ self.query  # (..., patches)
         weights = scores.softmax(dim=-1)  # (..., patches)
         values = self.value(patches)  # (..., patches, d_model)

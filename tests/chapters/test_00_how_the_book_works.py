@@ -1,6 +1,7 @@
-"""The manners of every exercise's check, and the checks of chapter 0."""
+"""Chapter 0: the one refusal that it shows, the manners of every exercise's check, and its own checks."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,38 @@ from transformer_lib.book.checks.chapter_00 import (
     check_predicted_shape,
     check_tolerance,
 )
+from transformer_lib.door import check_numbers
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "high", "good"),
+    [
+        (int, 1, math.inf, 1),
+        (int, 0, 7, 7),
+        (float, 0, 1, 0.5),
+        (float, 0, 1, 1),  # a whole number is one, too
+        (bool, -math.inf, math.inf, False),
+    ],
+)
+def test_numbers_in_range_pass(kind: type, low: float, high: float, good: object) -> None:
+    check_numbers(kind, low, high, rate=good)
+    with pytest.raises(ValueError, match=f"^rate must be {kind.__name__}.*, got 'x'"):
+        check_numbers(kind, low, high, size=good, rate="x")
+
+
+@pytest.mark.parametrize(
+    ("kind", "bad"),
+    [
+        *((int, 0), (int, 9), (int, 2.0), (int, True), (int, "3")),
+        *((float, 0.5), (float, math.nan), (float, False), (float, None)),
+        *((bool, 1), (bool, 0.0)),
+    ],
+)
+def test_other_numbers_are_refused_by_name_and_value(kind: type, bad: object) -> None:
+    limits = "" if kind is bool else " from 1 to 8"
+    message = f"rate must be {kind.__name__}{limits}, got {bad!r}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        check_numbers(kind, 1, 8, rate=bad)
 
 
 @diagnostic("Exercise 99.1")

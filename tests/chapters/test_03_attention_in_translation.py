@@ -1,83 +1,28 @@
-"""Chapters 1 and 3: the cells against torch's, the recurrent translator's behavior, and what the checks catch."""
+"""Chapter 3: the recurrent translator's behavior, what it refuses and what ships, and what the checks catch."""
 
 import json
 import math
 import re
+import warnings
 from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from transformer_lib.book.checks import chapter_01, chapter_03
-from transformer_lib.pairs import Example, make_batch
-from transformer_lib.recurrent import (
-    GRUCell,
-    LSTMCell,
-    RecurrentConfig,
-    RecurrentTranslator,
-    RNNCell,
-)
-from transformer_lib.training import read_tensors, train, translation_loss
+from transformer_lib.book.checks import chapter_03
+from transformer_lib.checkpoint import read_tensors
+from transformer_lib.pairs import Batch, Example, make_batch
+from transformer_lib.recurrent import RecurrentConfig, RecurrentTranslator
+from transformer_lib.training import TrainingSettings, evaluate_loss, train, translation_loss
+from transformer_lib.transformer import count_parameters
 
-sizes = st.integers(1, 5)
 each_attention = pytest.mark.parametrize("attention", [False, True], ids=["without", "with"])
-
-
-# --- the cells
-
-
-@settings(max_examples=30, deadline=None)
-@given(batch=sizes, input_size=sizes, hidden_size=sizes, seed=sizes)
-def test_cells_are_torchs(batch: int, input_size: int, hidden_size: int, seed: int) -> None:
-    torch.manual_seed(seed)
-    x, hidden = torch.randn(batch, input_size), torch.randn(batch, hidden_size)
-    memory = torch.randn(batch, hidden_size)
-    for ours, theirs in ((RNNCell, nn.RNNCell), (GRUCell, nn.GRUCell)):
-        cell, other = ours(input_size, hidden_size), theirs(input_size, hidden_size)
-        cell.load_state_dict(other.state_dict())
-        torch.testing.assert_close(cell(x, hidden), other(x, hidden))
-    cell, other = LSTMCell(input_size, hidden_size), nn.LSTMCell(input_size, hidden_size)
-    cell.load_state_dict(other.state_dict())
-    for one, two in zip(cell(x, (hidden, memory)), other(x, (hidden, memory)), strict=True):
-        torch.testing.assert_close(one, two)
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs"), [(RNNCell, nn.RNNCell), (LSTMCell, nn.LSTMCell), (GRUCell, nn.GRUCell)]
-)
-def test_cells_are_drawn_as_torchs(ours: type[nn.Module], theirs: type[nn.Module]) -> None:
-    torch.manual_seed(5)
-    cell = ours(3, 4)
-    torch.manual_seed(5)
-    other = theirs(3, 4)
-    for name, parameter in other.named_parameters():
-        assert torch.equal(dict(cell.named_parameters())[name], parameter), name
-
-
-@pytest.mark.parametrize("cell", [RNNCell, LSTMCell, GRUCell])
-def test_cells_refuse_what_does_not_fit(cell: type[nn.Module]) -> None:
-    def state(*shape: int) -> Any:
-        return (
-            (torch.zeros(*shape), torch.zeros(*shape)) if cell is LSTMCell else torch.zeros(*shape)
-        )
-
-    for input_size, hidden_size in ((0, 2), (2, 0)):
-        with pytest.raises(ValueError, match=rf"{input_size} and {hidden_size}"):
-            cell(input_size, hidden_size)
-    with pytest.raises(ValueError, match=r"input_size 3\), got \(2, 4\)"):
-        cell(3, 5)(torch.zeros(2, 4), state(2, 5))
-    with pytest.raises(ValueError, match=r"input_size 3\), got \(3,\)"):
-        cell(3, 5)(torch.zeros(3), state(1, 5))
-    with pytest.raises(ValueError, match=r"\(2, hidden_size 5\), got \(2, 4\)"):
-        cell(3, 5)(torch.zeros(2, 3), state(2, 4))
-    if cell is LSTMCell:
-        with pytest.raises(ValueError, match=r"\(2, 5\) and \(2, 4\)"):
-            cell(3, 5)(torch.zeros(2, 3), (torch.zeros(2, 5), torch.zeros(2, 4)))
 
 
 # --- the translator
@@ -109,14 +54,46 @@ def test_shapes_and_parameters(attention: bool) -> None:
     assert ("similarity" in names) == attention
 
 
+@each_attention
+def test_forward_is_encode_decode_project_or_the_loss(attention: bool) -> None:
+    model, source, target = translator(attention), batch_of(5, 3), batch_of(4, 4, seed=1)
+    told = model.decode(target, model.encode(source), source)
+    assert torch.equal(model(source, target), model.project(told))
+    seen: list[Any] = []
+
+    def loss(inner: nn.Module, hidden: Tensor) -> Tensor:
+        seen.append(inner)
+        return hidden.sum()
+
+    assert torch.equal(model(source, target, loss), told.sum())
+    assert seen == [model]
+
+
+@each_attention
+def test_its_loss_is_the_cross_entropy_of_its_logits(attention: bool, batch: Batch) -> None:
+    model = translator(attention)
+    logits = model(batch.source, batch.target_in)
+    expected = F.cross_entropy(
+        logits.flatten(0, 1), batch.target_out.flatten(), ignore_index=0, reduction="sum"
+    )
+    total, count = translation_loss(model, batch)
+    torch.testing.assert_close(total, expected)
+    assert evaluate_loss(model, [batch]) == pytest.approx(total.item() / count)
+
+
+def test_the_first_state_is_the_tanh_of_the_summarys_map() -> None:
+    model, source = translator(True), batch_of(3)
+    with torch.no_grad():
+        model.first_state.weight *= 100  # so that tanh matters
+    state = model.begin(model.encode(source), source)
+    mapped = model.first_state(state.summary)
+    torch.testing.assert_close(state.hidden, mapped.tanh())
+    assert (mapped - state.hidden).abs().max() > 1
+
+
 def test_attention_costs_less_than_a_tenth() -> None:
-    counts = [
-        sum(
-            p.numel()
-            for p in RecurrentTranslator(RecurrentConfig(2000, 256, attention=a)).parameters()
-        )
-        for a in (False, True)
-    ]
+    models = [RecurrentTranslator(RecurrentConfig(2000, 256, attention=a)) for a in (False, True)]
+    counts = [count_parameters(model) for model in models]
     assert counts[0] < counts[1] < 1.1 * counts[0]
 
 
@@ -190,8 +167,7 @@ def test_greedy_writes_the_likeliest_and_stops(attention: bool) -> None:
     first = rows[0][0]
     stopped = model.greedy(source[:1], 6, eos_id=first)
     assert stopped == [[]], "what comes first is <eos> now"
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        model.greedy(source, 0)
+    assert model.greedy(source, 6, bos_id=2) == model.greedy(source, 6, 2, 2), "<bos> is no end"
 
 
 @each_attention
@@ -199,31 +175,50 @@ def test_it_learns_a_pair_by_heart(attention: bool) -> None:
     torch.manual_seed(0)
     model = RecurrentTranslator(RecurrentConfig(30, 32, attention=attention))
     batch = make_batch([Example([5, 6, 7, 2], [9, 8]), Example([6, 5, 2], [4, 4, 3])])
-    before = translation_loss(model, batch, 0.0).item()
-    train(model, [batch] * 120, steps=120, warmup_steps=40, label_smoothing=0.0)
-    assert translation_loss(model, batch, 0.0).item() < 0.1 < before
+    before = evaluate_loss(model, [batch])
+    train(model, [batch] * 120, settings=TrainingSettings(120, 40, label_smoothing=0.0))
+    assert evaluate_loss(model, [batch]) < 0.1 < before
     assert model.greedy(batch.source, 8) == [[9, 8], [4, 4, 3]]
 
 
-def test_bad_configs_and_inputs_are_refused() -> None:
-    for arguments, message in (
+@each_attention
+def test_it_trains_in_bfloat16(attention: bool, batch: Batch) -> None:
+    losses = {}
+    for bfloat16 in (False, True):
+        model = translator(attention)
+        settings = TrainingSettings(3, bfloat16=bfloat16)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # not every processor has instructions for it
+            losses[bfloat16] = train(model, [batch] * 3, settings=settings)[-1].train_loss
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert losses[True] == pytest.approx(losses[False], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         ({"d_model": 7}, "even, got 7"),
-        ({"d_model": 0}, "even, got 0"),
-        ({"pad_id": 30}, "pad_id 30 is not in a vocabulary of 30"),
-        ({"pad_id": -1}, "pad_id -1"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            RecurrentConfig(30, **arguments)
+        ({"d_model": 0}, "d_model must be int from 1"),
+        ({"attention": "yes"}, "attention must be bool, got 'yes'"),
+        ({"pad_id": 30}, "pad_id must be int from 0 to 29, got 30"),
+        ({"pad_id": -1}, "pad_id must be int from 0 to 29, got -1"),
+    ],
+)
+def test_bad_configs_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RecurrentConfig(30, **arguments)
+
+
+def test_bad_inputs_are_refused() -> None:
     model, source = translator(True), batch_of(5, 3)
     memory = model.encode(source)
-    with pytest.raises(ValueError, match="row 1 of the source is nothing but padding"):
-        model.encode(torch.tensor([[4, 5], [0, 0]]))
-    with pytest.raises(ValueError, match=r"\(2, 5, 8\) and source \(2, 4\)"):
-        model.begin(memory, source[:, :4])
-    with pytest.raises(ValueError, match=r"\(3, 8\).*2 rows"):
-        model.step(torch.zeros(3, 8), model.begin(memory, source))
-    with pytest.raises(ValueError, match="padded on the right"):
-        model.encode(torch.tensor([[0, 5, 6]]))
+    for rows in ([[4, 5], [0, 0]], [[0, 5]], [[5, 0, 6]]):
+        with pytest.raises(ValueError, match="tokens, then padding"):
+            model.encode(torch.tensor(rows))
+    with pytest.raises(ValueError, match=r"memory \(2, 5, 8\), but source \(2, 4\)"):
+        model.decode(source, memory, source[:, :4])
+    with pytest.raises(ValueError, match="max_new_tokens must be int from 1 to inf, got 0"):
+        model.greedy(source, 0)
 
 
 # --- what ships
@@ -256,48 +251,6 @@ def test_the_shipped_weights_are_small_and_fit() -> None:
 
 
 # --- the exercises' checks
-
-
-def read_without_tanh(inputs: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor) -> Tensor:
-    return inputs @ w_ih.T + bias
-
-
-def reader(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A loop around a step that may be wrong."""
-
-    def read(inputs: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor) -> Tensor:
-        hidden, states = torch.zeros(inputs.size(0), w_hh.size(0)), []
-        for x in inputs.unbind(dim=1):
-            hidden = step(x @ w_ih.T + bias, hidden, w_hh)
-            states.append(hidden)
-        return torch.stack(states, dim=1)
-
-    return read
-
-
-def gru(from_input: Tensor, from_hidden: Tensor, hidden: Tensor, mistake: str) -> Tensor:
-    (reset_x, update_x, new_x), (reset_h, update_h, new_h) = (
-        from_input.chunk(3, dim=-1),
-        from_hidden.chunk(3, dim=-1),
-    )
-    if mistake == "order":
-        reset_x, update_x, reset_h, update_h = update_x, reset_x, update_h, reset_h
-    update, reset = (update_x + update_h).sigmoid(), (reset_x + reset_h).sigmoid()
-    new = new_x + reset * new_h
-    if mistake == "reset all":
-        new = reset * (new_x + new_h)
-    if mistake != "no tanh":
-        new = new.tanh()
-    if mistake == "swapped":
-        update = 1 - update
-    if mistake == "input gates only":
-        update = update_x.sigmoid()
-        return (1 - update) * torch.tanh(new_x + reset_x.sigmoid() * new_h) + update * hidden
-    return (1 - update) * new + update * hidden
-
-
-def gru_with(mistake: str) -> Callable[..., Tensor]:
-    return lambda *arguments: gru(*arguments, mistake)
 
 
 def look(state: Any, memory: Any, w_query: Any, w_key: Any, v: Any, real: Any, mistake: str) -> Any:
@@ -351,45 +304,6 @@ def mean_place(weights: Tensor) -> float:
 
 
 WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
-    (chapter_01.check_read_sequence, read_without_tanh, "the tanh is missing"),
-    (
-        chapter_01.check_read_sequence,
-        reader(lambda x, h, w: torch.tanh(x)),
-        "does not know the first",
-    ),
-    (
-        chapter_01.check_read_sequence,
-        reader(lambda x, h, w: torch.tanh(x + h @ w)),
-        "weight_hh is transposed",
-    ),
-    (
-        chapter_01.check_read_sequence,
-        lambda *a: reader(lambda x, h, w: torch.tanh(x + h @ w.T))(*a).mT,
-        "should have shape",
-    ),
-    (chapter_01.check_gru_update, gru_with("swapped"), "z is the share of the old state"),
-    (chapter_01.check_gru_update, gru_with("no tanh"), "the tanh of the new content is missing"),
-    (chapter_01.check_gru_update, gru_with("reset all"), "should hide the state, not the input"),
-    (chapter_01.check_gru_update, gru_with("input gates only"), "do both maps go into the gates"),
-    (chapter_01.check_gru_update, gru_with("order"), "reset and update have changed places"),
-    (chapter_01.check_forget_bias, lambda steps: 0.5 ** (1 / steps), "is it the gate itself?"),
-    (chapter_01.check_forget_bias, lambda steps: 0.0, "must be more than half open"),
-    (chapter_01.check_forget_bias, lambda steps: math.log(steps), "is left after 10 steps"),
-    (
-        chapter_01.check_last_states,
-        lambda states, lengths: states[:, -1],
-        "you took the last column",
-    ),
-    (
-        chapter_01.check_last_states,
-        lambda states, lengths: states[torch.arange(2), lengths.clamp(max=3)],
-        "off by one",
-    ),
-    (
-        chapter_01.check_last_states,
-        lambda states, lengths: states[torch.arange(2), lengths - 2],
-        "off by one",
-    ),
     (chapter_03.check_additive_look, look_with("no tanh"), "the tanh is missing"),
     (chapter_03.check_additive_look, look_with("axis"), "is the softmax over the source?"),
     (chapter_03.check_additive_look, look_with("none"), "is the mask used"),
