@@ -116,6 +116,7 @@ from transformer_lib.training import (
 from transformer_lib.transformer import (
     Decoder,
     Encoder,
+    Stack,
     Transformer,
     TransformerConfig,
     count_parameters,
@@ -159,6 +160,7 @@ __all__ = [
     "ResidualConnection",
     "SPECIAL_TOKENS",
     "SinusoidalPositionalEncoding",
+    "Stack",
     "TokenEmbedding",
     "TrainingSettings",
     "Transformer",

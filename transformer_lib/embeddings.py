@@ -98,13 +98,12 @@ class SinusoidalPositionalEncoding(LearnedPositionalEncoding):
 class TokenEmbedding(nn.Module):
     """Token ids to vectors, and vectors to logits with the same matrix (paper, section 3.4).
 
-    The matrix, `weight`, has shape (vocab_size, d_model) and begins normal with standard
-    deviation d_model^-0.5: so logits of normalized vectors begin with standard deviation 1,
-    and so do the embeddings, times sqrt(d_model).
+    The matrix begins normal with standard deviation d_model^-0.5: so logits of normalized vectors
+    begin with standard deviation 1, and so do the embeddings, times sqrt(d_model).
 
-    Args:
-        vocab_size: number of different tokens; ids run from 0 to vocab_size - 1.
-        d_model: width of the vectors.
+    Raises:
+        ValueError: if an id is not in the vocabulary. (On a GPU torch itself stops there: looking
+            at the ids first would make the GPU wait.)
     """
 
     def __init__(self, vocab_size: int, d_model: int) -> None:
@@ -113,18 +112,13 @@ class TokenEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.randn(vocab_size, d_model) * d_model**-0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Look up the tokens' rows, times sqrt(d_model): (batch, length) -> (batch, length, d_model).
-
-        Raises:
-            ValueError: if an id is not in the vocabulary. (On a GPU torch itself stops there:
-                looking at the ids first would make the GPU wait.)
-        """
+        """Look up the rows, times sqrt(d_model): (batch, length) -> (batch, length, d_model)."""
         try:
             rows = F.embedding(tokens, self.weight)  # (batch, length, d_model)
         except IndexError:
-            low, high = int(tokens.min()), int(tokens.max())
-            vocabulary = f"the vocabulary from 0 to {len(self.weight) - 1}"
-            raise ValueError(f"token ids run from {low} to {high}, {vocabulary}") from None
+            ids = f"{int(tokens.min())} to {int(tokens.max())}"
+            known = f"0 to {len(self.weight) - 1}"
+            raise ValueError(f"token ids run from {ids}, the vocabulary from {known}") from None
         return rows * math.sqrt(self.weight.size(1))
 
     def project(self, x: Tensor) -> Tensor:

@@ -25,9 +25,7 @@ __all__ = [
 class FeedForward(nn.Module):
     """max(0, x W_1 + b_1) W_2 + b_2, at every position by itself (paper, section 3.3).
 
-    Args:
-        d_model: width of the vectors coming in and going out.
-        d_ff: width in between, 4 * d_model in the paper.
+    Between the two maps a vector is d_ff wide: 4 * d_model in the paper.
     """
 
     def __init__(self, d_model: int, d_ff: int) -> None:
@@ -47,11 +45,8 @@ class LayerNorm(nn.Module):
     """Mean 0 and standard deviation 1 over the features of each position, then a gain and a shift.
 
     It normalizes activations, one position at a time: neither weights, nor anything across
-    positions or the batch. The paper (section 3.1) puts one around each sub-layer.
-
-    Args:
-        d_model: number of features.
-        eps: added to the variance, under the root, so that equal features do not divide by zero.
+    positions or the batch (paper, section 3.1). eps, added to the variance, keeps equal features
+    from dividing by zero.
     """
 
     def __init__(self, d_model: int, eps: float = 1e-5) -> None:
@@ -108,24 +103,19 @@ class ResidualConnection(nn.Module):
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         """(..., d_model) -> (..., d_model); the sub-layer is a function that keeps the shape."""
-        if self.norm_first:
-            x = x + self.dropout(sublayer(self.norm(x)))
-        else:
-            x = self.norm(x + self.dropout(sublayer(x)))
-        return x
+        entering = self.norm(x) if self.norm_first else x
+        x = x + self.dropout(sublayer(entering))
+        return x if self.norm_first else self.norm(x)
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention, then the feed-forward network, each in a residual connection.
-
-    The encoder's layer of the paper, section 3.1.
+    """Self-attention, then the feed-forward network, each in a residual connection (section 3.1).
 
     Args:
         d_model: width of the vectors coming in and going out.
         num_heads: number of attention heads; must divide d_model.
         d_ff: inner width of the feed-forward network.
-        dropout: probability of dropping an entry of a sub-layer's output while training.
-        norm_first: normalize before each sub-layer (pre-norm), not after (post-norm, paper).
+        dropout, norm_first: as in ResidualConnection.
         attention_dropout: probability of dropping an attention weight (0.0 in the paper).
     """
 
@@ -151,10 +141,7 @@ class EncoderLayer(nn.Module):
         is_causal: bool = False,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Let every position hear the others, then digest: (batch, length, d_model), the same shape.
-
-        The mask, is_causal and the cache are MultiHeadAttention's.
-        """
+        """(batch, length, d_model), the same shape; the rest is MultiHeadAttention's."""
         own = self.self_attention
         x = self.residual_1(x, lambda x: own(x, x, x, attn_mask, is_causal, cache))
         x = self.residual_2(x, self.feed_forward)
@@ -164,8 +151,7 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
     """Masked self-attention, cross-attention to the memory, then the feed-forward network.
 
-    Each in a residual connection: the decoder's layer of the paper, section 3.1. The arguments are
-    EncoderLayer's; the memory is d_model wide, too.
+    Each in a residual connection (section 3.1). The arguments are EncoderLayer's.
     """
 
     def __init__(
@@ -194,16 +180,10 @@ class DecoderLayer(nn.Module):
         cache: KeyValueCache | None = None,
         memory_cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Look back at the target so far, look across to the source, then digest.
+        """Target (batch, target, d_model), memory (batch, source, d_model) -> the target's shape.
 
-        Args:
-            x: the target, shape (batch, target, d_model); with a cache, its new positions only.
-            memory: the encoder's output, shape (batch, source, d_model).
-            attn_mask, cache: of self-attention; later positions are forbidden in any case.
-            memory_mask, memory_cache: of cross-attention; this cache does not grow.
-
-        Returns:
-            Shape (batch, target, d_model).
+        attn_mask and cache are for self-attention, where no later position is seen in any case;
+        memory_mask and memory_cache, one that does not grow, for cross-attention.
         """
         own, cross = self.self_attention, self.cross_attention
         x = self.residual_1(x, lambda x: own(x, x, x, attn_mask, is_causal=True, cache=cache))

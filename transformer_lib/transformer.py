@@ -6,6 +6,7 @@ Written from chapters 10, 11, 12 of the book: edit the chapter, then `make sync`
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from transformer_lib.layers import DecoderLayer, EncoderLayer, LayerNorm
 __all__ = [
     "Decoder",
     "Encoder",
+    "Stack",
     "Transformer",
     "TransformerConfig",
     "count_parameters",
@@ -24,12 +26,12 @@ __all__ = [
 ]
 
 
-class Encoder(nn.Module):
-    """A stack of encoder layers, and perhaps a last norm (paper, section 3.1).
+class Stack(nn.Module):
+    """Layers one above the other, and perhaps a last norm (paper, section 3.1).
 
     Args:
-        layers: the layers in the order in which they run, at least one; the paper has 6.
-        norm: applied to the last layer's output; pre-norm stacks need it.
+        layers: in the order in which they run, at least one; the paper has 6.
+        norm: applied to what the last layer returns; pre-norm stacks need it.
     """
 
     def __init__(self, layers: Iterable[nn.Module], norm: nn.Module | None = None) -> None:
@@ -37,51 +39,26 @@ class Encoder(nn.Module):
         self.layers, self.norm = nn.ModuleList(layers), norm
         check_numbers(int, 1, number_of_layers=len(self.layers))
 
-    def forward(
-        self,
-        x: Tensor,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-        cache: KeyValueCache | None = None,
-    ) -> Tensor:
-        """Turn vectors that know their word into vectors that know their sentence: the memory.
-
-        (batch, source, d_model) -> (batch, source, d_model); the rest as in EncoderLayer.
-        """
+    def forward(self, x: Tensor, *inputs: Any, **options: Any) -> Tensor:
+        """(batch, length, d_model), the same shape; every layer is given all the rest."""
         for layer in self.layers:
-            x = layer(x, attn_mask, is_causal, cache)
+            x = layer(x, *inputs, **options)
         return x if self.norm is None else self.norm(x)
 
 
-class Decoder(nn.Module):
-    """A stack of decoder layers that all read the same memory (paper, section 3.1).
+class Encoder(Stack):
+    """Vectors that know their word to vectors that know their sentence: the memory.
 
-    Args:
-        layers: the layers in the order in which they run, at least one; the paper has 6.
-        norm: applied to the last layer's output; pre-norm stacks need it.
+    Of EncoderLayers, and called as they are: encoder(x, attn_mask, is_causal, cache).
     """
 
-    def __init__(self, layers: Iterable[nn.Module], norm: nn.Module | None = None) -> None:
-        super().__init__()
-        self.layers, self.norm = nn.ModuleList(layers), norm
-        check_numbers(int, 1, number_of_layers=len(self.layers))
 
-    def forward(
-        self,
-        x: Tensor,
-        memory: Tensor,
-        attn_mask: Tensor | None = None,
-        memory_mask: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-        memory_cache: KeyValueCache | None = None,
-    ) -> Tensor:
-        """Turn each target position into the vector from which its next word is predicted.
+class Decoder(Stack):
+    """Each target position to the vector from which its next word is predicted.
 
-        (batch, target, d_model) -> (batch, target, d_model); the rest as in DecoderLayer.
-        """
-        for layer in self.layers:
-            x = layer(x, memory, attn_mask, memory_mask, cache, memory_cache)
-        return x if self.norm is None else self.norm(x)
+    Of DecoderLayers, and called as they are: decoder(x, memory, attn_mask, memory_mask, cache,
+    memory_cache). All of them read the same memory.
+    """
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def check_decoder_layer(attempt: Callable[..., Tensor]) -> None:
     output = run(1, zero, same, same, same)
     first = x + F.scaled_dot_product_attention(x, x, x, is_causal=True)
     assert torch.allclose(calls[1][1], first, atol=1e-6), (
-        "cross-attention must ask with norm_1(x + attend(...)); attend returns one tensor, not a pair"
+        "cross-attention must ask with norm_1(x + attend(...))"
     )
     second = first + F.scaled_dot_product_attention(first, memory, memory)
     assert torch.allclose(output, second, atol=1e-6), (
