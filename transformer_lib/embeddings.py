@@ -41,9 +41,7 @@ def sinusoidal_positions(length: int, d_model: int, dtype: torch.dtype = torch.f
 class LearnedPositionalEncoding(nn.Module):
     """Adds a trained vector for each position (paper, section 3.5 and Table 3, row E).
 
-    Args:
-        d_model: width of the vectors.
-        max_length: number of positions; there is nothing beyond them (ValueError in forward).
+    There are max_length of them, d_model wide, and none beyond (ValueError in forward).
     """
 
     table: Tensor  # (max_length, d_model)
