@@ -30,7 +30,7 @@ def sinusoidal_positions(length: int, d_model: int, dtype: torch.dtype = torch.f
     check_numbers(int, 1, length=length, d_model=d_model)
     if d_model % 2:
         raise ValueError(f"sines and cosines come in pairs: d_model {d_model} is not even")
-    position = torch.arange(length, dtype=torch.float64)  # (length,); see below for why float64
+    position = torch.arange(length, dtype=torch.float64)  # (length,); float32 loses digits far out
     # (d_model / 2,)
     frequency = 10_000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
     angle = torch.outer(position, frequency)  # (length, d_model / 2)
@@ -56,7 +56,7 @@ class LearnedPositionalEncoding(nn.Module):
         end = offset + x.size(-2)
         if offset < 0 or end > len(self.table):  # a slice would be shorter, or from the other end
             last = len(self.table) - 1
-            raise ValueError(f"positions {offset} to {end - 1} are not in 0 to {last}")
+            raise ValueError(f"positions {offset} to {end - 1} asked for, there are 0 to {last}")
         return x + self.table[offset:end]
 
 

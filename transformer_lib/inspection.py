@@ -17,15 +17,15 @@ __all__ = ["record_attention"]
 
 @contextmanager
 def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Keep the attention weights of `model` while the context lasts; it computes what it did.
+    """Keep a model's attention weights while the context lasts; it computes what it did before.
 
     with record_attention(model) as weights:
         model(source, target)
 
     Yields:
-        A dictionary, filled as the model runs: name of each MultiHeadAttention in `model` ("" for
-        the model itself) -> weights of its last call, before dropout, (batch, heads, queries,
-        keys). ValueError if there is none.
+        A dictionary, filled as the model runs: name of each MultiHeadAttention ("" for the model
+        itself; ValueError if there is none) -> weights of its last call, before dropout, (batch,
+        heads, queries, keys): what its `attend` makes of the identity matrix as values.
     """
     names = {
         part: name for name, part in model.named_modules() if isinstance(part, MultiHeadAttention)
