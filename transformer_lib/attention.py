@@ -93,9 +93,8 @@ def scaled_dot_product_attention(
 class KeyValueCache:
     """Keys and values that attentions have projected before: a stack's, found by attention.
 
-    Args:
-        grows: True for self-attention, where keys of new positions go behind the old ones; False
-            for cross-attention, whose memory stays the same.
+    If it grows (self-attention), those of new positions go behind the old ones; if not
+    (cross-attention), the memory's stay as they are.
     """
 
     def __init__(self, grows: bool = True) -> None:

@@ -23,9 +23,9 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         model(source, target)
 
     Yields:
-        A dictionary, filled as the model runs: name of each MultiHeadAttention ("" for the model
-        itself; ValueError if there is none) -> weights of its last call, before dropout, (batch,
-        heads, queries, keys): what its `attend` makes of the identity matrix as values.
+        A dictionary, filled as the model runs: name of each MultiHeadAttention ("" if it is the
+        model; ValueError if there is none) -> the last weights, before dropout: what `attend` makes
+        of the identity matrix as values, (batch, heads, queries, keys).
     """
     names = {
         part: name for name, part in model.named_modules() if isinstance(part, MultiHeadAttention)
