@@ -23,32 +23,16 @@ __all__ = [
 
 
 def padding_mask(tokens: Tensor, pad_id: int) -> Tensor:
-    """Which keys are real tokens, shaped so that it broadcasts over heads and queries.
+    """True where a token may be attended to: (batch, length) -> boolean, (batch, 1, 1, length).
 
-    Args:
-        tokens: token ids, shape (batch, length).
-        pad_id: the id that fills the short rows.
-
-    Returns:
-        Boolean, shape (batch, 1, 1, length): True where the token may be attended to.
-
-    Raises:
-        ValueError: if tokens is no batch of rows of token ids, or empty.
+    It broadcasts over heads and queries. ValueError if tokens are no ids, or there are none.
     """
     check_tokens("tokens", tokens)
     return (tokens != pad_id)[:, None, None, :]
 
 
 def causal_mask(length: int, device: torch.device | None = None) -> Tensor:
-    """Who may see whom when no position may look ahead (paper, section 3.2.3).
-
-    Args:
-        length: number of positions, at least 1 (ValueError).
-        device: where the mask is made.
-
-    Returns:
-        Boolean, shape (length, length): query i may attend to keys 0 to i.
-    """
+    """Boolean, (length, length): query i may attend to keys 0 to i (paper, section 3.2.3)."""
     check_numbers(int, 1, length=length)
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
@@ -56,10 +40,11 @@ def causal_mask(length: int, device: torch.device | None = None) -> Tensor:
 def _allowed(
     query: Tensor, key: Tensor, attn_mask: Tensor | None, is_causal: bool
 ) -> Tensor | None:
-    """One mask for both, None if all is allowed; the last query stands where the last key stands."""
-    if not is_causal or query.size(-2) == 1:
+    """Both masks in one, None if everything is allowed."""
+    queries, keys = query.size(-2), key.size(-2)
+    if not is_causal or queries == 1:  # a single query stands beside the last key: it sees all
         return attn_mask
-    causal = causal_mask(key.size(-2), key.device)[-query.size(-2) :]  # (queries, keys)
+    causal = torch.ones(queries, keys, dtype=torch.bool, device=key.device).tril(keys - queries)
     return causal if attn_mask is None else attn_mask & causal
 
 
@@ -68,11 +53,11 @@ def attention_weights(
 ) -> Tensor:
     """softmax(Q K^T / sqrt(d_k)), the weights of equation 1 of the paper.
 
-    (..., queries, d_k) and (..., keys, d_k) -> (..., queries, keys); the masks as in
+    (..., queries, d_k) and (..., keys, d_k) -> (..., queries, keys); masks as in
     scaled_dot_product_attention.
     """
-    allowed = _allowed(query, key, attn_mask, is_causal)
-    return masked_softmax(scaled_dot_similarity(query, key), allowed)
+    scores = scaled_dot_similarity(query, key)  # (..., queries, keys)
+    return masked_softmax(scores, _allowed(query, key, attn_mask, is_causal))
 
 
 def scaled_dot_product_attention(
@@ -85,20 +70,13 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """softmax(Q K^T / sqrt(d_k)) V (paper, section 3.2.1, equation 1).
 
+    (..., queries, d_k), (..., keys, d_k) and (..., keys, d_v) -> (..., queries, d_v). A query whose
+    every key is forbidden gets zeros.
+
     Args:
-        query: shape (..., queries, d_k).
-        key: shape (..., keys, d_k).
-        value: shape (..., keys, d_v).
-        attn_mask: boolean, broadcastable to (..., queries, keys), True where attention is allowed.
+        attn_mask: boolean (ValueError), broadcastable to (..., queries, keys), True = allowed.
         dropout_p: probability of dropping an attention weight.
-        is_causal: also forbid every key that comes after its query, where the last query stands
-            beside the last key.
-
-    Returns:
-        Shape (..., queries, d_v). A query whose every key is forbidden gets zeros.
-
-    Raises:
-        ValueError: if attn_mask is not boolean.
+        is_causal: also forbid every key after its query; the last query stands beside the last key.
     """
     if attn_mask is not None and attn_mask.dtype != torch.bool:  # torch would add numbers
         raise ValueError(f"attn_mask must be boolean, True where allowed, got {attn_mask.dtype}")
@@ -113,13 +91,10 @@ def scaled_dot_product_attention(
 
 
 class KeyValueCache:
-    """Keys and values that attentions have projected before, so that nothing is projected twice.
+    """Keys and values that attentions have projected before: a stack's, found by attention.
 
-    One serves all the attentions of a stack: each finds its own.
-
-    Args:
-        grows: True for self-attention, whose keys are all positions so far: those of new positions
-            are put behind the old ones. False for cross-attention, whose memory stays the same.
+    If it grows (self-attention), those of new positions go behind the old ones; if not
+    (cross-attention), the memory's stay as they are.
     """
 
     def __init__(self, grows: bool = True) -> None:
@@ -153,10 +128,7 @@ class MultiHeadAttention(nn.Module):
         num_heads: number of heads h.
         dropout: probability of dropping an attention weight while training (the paper has none).
         bias: whether the four linear maps add a bias (torch's do, the paper's do not).
-        d_k: width of a head, d_model / num_heads if None.
-
-    Raises:
-        ValueError: if num_heads does not divide d_model and d_k is None, or a number is out of range.
+        d_k: width of a head; d_model / num_heads if None, which must be whole (ValueError).
     """
 
     def __init__(
@@ -182,12 +154,13 @@ class MultiHeadAttention(nn.Module):
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(batch, length, heads * d_k) -> (batch, heads, length, d_k)."""
-        return x.unflatten(-1, (-1, self.d_k)).transpose(1, 2)
+        heads: Tensor = x.unflatten(-1, (-1, self.d_k))  # (batch, length, heads, d_k)
+        return heads.transpose(1, 2)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
     ) -> Tensor:
-        """What a variant replaces (ALiBi, rotary, ...): all four (batch, heads, length, d_k)."""
+        """What a variant replaces: all heads at once, (batch, heads, length, d_k) in and out."""
         dropout_p = self.dropout if self.training else 0.0
         return scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal)
 
@@ -202,16 +175,9 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor:
         """Attend from each query position to the key positions.
 
-        Args:
-            query: shape (batch, queries, d_model).
-            key, value: shape (batch, keys, d_model); with a cache, of the new positions only.
-            attn_mask: boolean, True where attention is allowed, of shape (queries, keys) or
-                broadcastable to (batch, heads, queries, keys) with all four dimensions.
-            is_causal: also forbid every key that comes after its query.
-            cache: keys and values of earlier calls.
-
-        Returns:
-            Shape (batch, queries, d_model).
+        (batch, queries, d_model) and twice (batch, keys, d_model) -> (batch, queries, d_model).
+        The masks are scaled_dot_product_attention's; a mask has 2 or all 4 dimensions (ValueError).
+        With a cache, key and value hold the new positions only.
         """
         check_attention(query, key, value, attn_mask)
 

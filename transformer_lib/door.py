@@ -32,18 +32,13 @@ def check_numbers(
 
 
 def check_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> None:
-    """Refuse with a ValueError batches that do not match, and a mask that could be misread.
-
-    Args:
-        query, key, value: shape (batch, length, width).
-        attn_mask: boolean, True where attention is allowed; (queries, keys), or four dimensions
-            that broadcast to (batch, heads, queries, keys). With three, is the first batch or heads?
-    """
+    """Refuse with a ValueError batches that do not match, and a mask that could be misread."""
     if not query.size(0) == key.size(0) == value.size(0):
         raise ValueError(
             "query, key and value must have the same batch size, "
             f"got {query.size(0)}, {key.size(0)} and {value.size(0)}"
         )
+    # of three dimensions, is the first batch or heads?
     if attn_mask is not None and (attn_mask.dtype != torch.bool or attn_mask.dim() not in (2, 4)):
         raise ValueError(
             "attn_mask must be boolean, True where attention is allowed, of shape (queries, keys) "

@@ -21,37 +21,27 @@ __all__ = [
 ]
 
 
-def sinusoidal_positions(length: int, d_model: int) -> Tensor:
+def sinusoidal_positions(length: int, d_model: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Sines and cosines of each position, from fast to slow (paper, section 3.5).
 
-    Entries 2i and 2i + 1 of row p are the sine and the cosine of p / 10000^(2i / d_model).
-
-    Args:
-        length: number of positions, at least 1.
-        d_model: width of a row, even.
-
-    Returns:
-        The table, float32, shape (length, d_model).
-
-    Raises:
-        ValueError: if length is below 1, or d_model is not a positive even number.
+    Entries 2i and 2i + 1 of row p are the sine and the cosine of p / 10000^(2i / d_model): shape
+    (length, d_model). ValueError if length or d_model is below 1, or d_model is odd.
     """
     check_numbers(int, 1, length=length, d_model=d_model)
     if d_model % 2:
         raise ValueError(f"sines and cosines come in pairs: d_model {d_model} is not even")
-    position = torch.arange(length, dtype=torch.float64)  # (length,); see below for why float64
+    position = torch.arange(length, dtype=torch.float64)  # (length,); float32 loses digits far out
     # (d_model / 2,)
     frequency = 10_000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
     angle = torch.outer(position, frequency)  # (length, d_model / 2)
-    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2).float()  # (length, d_model)
+    table = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)  # (length, d_model)
+    return table.to(dtype)
 
 
 class LearnedPositionalEncoding(nn.Module):
     """Adds a trained vector for each position (paper, section 3.5 and Table 3, row E).
 
-    Args:
-        d_model: width of the vectors.
-        max_length: number of positions; there is nothing beyond them (ValueError in forward).
+    There are max_length of them, d_model wide, and none beyond (ValueError in forward).
     """
 
     table: Tensor  # (max_length, d_model)
@@ -62,26 +52,18 @@ class LearnedPositionalEncoding(nn.Module):
         self.table = nn.Parameter(torch.randn(max_length, d_model) * 0.02)
 
     def forward(self, x: Tensor, offset: int = 0) -> Tensor:
-        """Add row offset + i to position i of x, (batch, length, d_model); the same shape.
-
-        The offset is the position of the first vector: above 0 when a decoder continues.
-        """
+        """Add row offset + i to vector i: (batch, length, d_model) -> (batch, length, d_model)."""
         end = offset + x.size(-2)
         if offset < 0 or end > len(self.table):  # a slice would be shorter, or from the other end
-            raise ValueError(
-                f"positions {offset} to {end - 1} are not in 0 to {len(self.table) - 1}"
-            )
+            last = len(self.table) - 1
+            raise ValueError(f"positions {offset} to {end - 1} asked for, there are 0 to {last}")
         return x + self.table[offset:end]
 
 
 class SinusoidalPositionalEncoding(LearnedPositionalEncoding):
-    """Adds fixed sinusoids to the vectors of a sequence (paper, section 3.5).
+    """Adds fixed sinusoids, neither trained nor saved with the weights (paper, section 3.5).
 
-    The table is no parameter: it is not trained, and not saved with the weights either.
-
-    Args:
-        d_model: width of the vectors, even.
-        max_length: number of positions; there is nothing beyond them (ValueError in forward).
+    The arguments are LearnedPositionalEncoding's; d_model must be even (ValueError).
     """
 
     def __init__(self, d_model: int, max_length: int = 1024) -> None:
@@ -90,8 +72,9 @@ class SinusoidalPositionalEncoding(LearnedPositionalEncoding):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> nn.Module:
         """Follow to(), half() or to_empty(), and compute the table anew: no file brings it back."""
-        super()._apply(fn, recurse)
-        self.table = sinusoidal_positions(*self.table.shape).to(self.table)
+        nn.Module._apply(self, fn, recurse)
+        length, d_model = self.table.shape
+        self.table = sinusoidal_positions(length, d_model, self.table.dtype).to(self.table.device)
         return self
 
 

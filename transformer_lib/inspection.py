@@ -17,21 +17,15 @@ __all__ = ["record_attention"]
 
 @contextmanager
 def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Keep the weights of every MultiHeadAttention in `model` while the context lasts.
+    """Keep a model's attention weights while the context lasts; it computes what it did before.
 
     with record_attention(model) as weights:
         model(source, target)
 
-    What a head returns is a weighted average of the values. So an attention that is given the rows
-    of the identity matrix as values returns its weights, whatever way it computes them. The model
-    computes what it computes without being watched.
-
-    Args:
-        model: any module that is, or holds, a MultiHeadAttention (ValueError if not).
-
     Yields:
-        A dictionary, filled as the model runs: name of the module in `model` ("" for the model
-        itself) -> weights of its last call, before dropout, (batch, heads, queries, keys).
+        A dictionary, filled as the model runs: name of each MultiHeadAttention ("" if it is the
+        model; ValueError if there is none) -> the last weights, before dropout: what `attend` makes
+        of the identity matrix as values, (batch, heads, queries, keys).
     """
     names = {
         part: name for name, part in model.named_modules() if isinstance(part, MultiHeadAttention)
@@ -46,18 +40,25 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         def watched(query: Tensor, key: Tensor, value: Tensor, *masks: Any) -> Tensor:
             identity = torch.eye(key.size(2), dtype=value.dtype, device=value.device)
             rows = identity.expand(*value.shape[:2], -1, -1)  # (batch, heads, keys, keys)
-            training, attention.training = attention.training, False  # no dropout, no random number
-            with torch.no_grad():
-                recorded[name] = attend(query, key, rows, *masks)
-            attention.training = training
+            training = {part: part.training for part in attention.modules()}
+            attention.eval()  # no dropout, so no random number is drawn either
+            try:
+                with torch.no_grad():
+                    recorded[name] = attend(query, key, rows, *masks)
+            finally:
+                for part, mode in training.items():
+                    part.training = mode
             return attend(query, key, value, *masks)
 
         return watched
 
+    before = {part: vars(part).get("attend") for part in names}  # somebody may be watching already
     try:
         for part, name in names.items():
             part.attend = watch(name, part)  # type: ignore[method-assign]
         yield recorded
     finally:
-        for part in names:
+        for part, attend in before.items():
             del part.attend  # the class's own is there again
+            if attend:
+                part.attend = attend  # type: ignore[method-assign]

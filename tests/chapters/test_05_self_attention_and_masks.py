@@ -1,4 +1,4 @@
-"""Masks and scaled dot-product attention: equal to torch's, finite everywhere, and strict about what comes in."""
+"""Masks and scaled dot-product attention: equal to torch's, finite everywhere, zeros where nothing is allowed."""
 
 import re
 
@@ -9,7 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from transformer_lib import causal_mask, padding_mask, scaled_dot_product_attention
+from transformer_lib.attention import (
+    attention_weights,
+    causal_mask,
+    padding_mask,
+    scaled_dot_product_attention,
+)
 from transformer_lib.book.checks.chapter_05 import (
     check_attention,
     check_causal_mask,
@@ -19,6 +24,21 @@ from transformer_lib.book.checks.chapter_05 import (
 from transformer_lib.book.plots import plot_attention
 
 sizes = st.integers(1, 6)
+WAYS = ("output", "weights")
+
+
+def attend(
+    way: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+) -> Tensor:
+    """The output, by torch's function or by the weights."""
+    if way == "weights":
+        return attention_weights(query, key, attn_mask, is_causal) @ value
+    return scaled_dot_product_attention(query, key, value, attn_mask, is_causal=is_causal)
 
 
 def random(*shape: int) -> Tensor:
@@ -48,67 +68,72 @@ def test_equals_torch_with_any_boolean_mask(
     mask = torch.rand(batch, heads, queries, keys) > 0.5
     mask[..., 0] = True
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    output, nothing = scaled_dot_product_attention(query, key, value, mask)
-    explained, weights = scaled_dot_product_attention(query, key, value, mask, need_weights=True)
-    torch.testing.assert_close(output, expected)
-    torch.testing.assert_close(explained, expected)
-    assert nothing is None
-    assert weights is not None
-    torch.testing.assert_close(
-        weights.sum(dim=-1), torch.ones(batch, heads, queries, dtype=torch.float64)
-    )
+    weights = attention_weights(query, key, mask)
+    torch.testing.assert_close(scaled_dot_product_attention(query, key, value, mask), expected)
+    torch.testing.assert_close(weights @ value, expected)
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones_like(weights[..., 0]))
     assert (weights[~mask] == 0).all()
 
 
+@pytest.mark.parametrize("way", WAYS)
 @settings(max_examples=30, deadline=None)
-@given(length=st.integers(1, 9), seed=st.integers(0, 1000), need_weights=st.booleans())
-def test_causal_attention_never_sees_the_future(length: int, seed: int, need_weights: bool) -> None:
+@given(length=st.integers(1, 9), seed=st.integers(0, 1000))
+def test_causal_attention_never_sees_the_future(way: str, length: int, seed: int) -> None:
     torch.manual_seed(seed)
     x = random(2, length, 4)
-    output, _ = scaled_dot_product_attention(x, x, x, is_causal=True, need_weights=need_weights)
+    output = attend(way, x, x, x, None, True)
     torch.testing.assert_close(output, F.scaled_dot_product_attention(x, x, x, is_causal=True))
     position = seed % length
     changed = x.clone()
     changed[:, position] = 9.0
-    moved, _ = scaled_dot_product_attention(
-        changed, changed, changed, is_causal=True, need_weights=need_weights
-    )
+    moved = attend(way, changed, changed, changed, None, True)
     assert torch.equal(moved[:, :position], output[:, :position])
 
 
-def test_causal_and_padding_masks_combine() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_causal_and_padding_masks_combine(way: str) -> None:
     x = random(2, 1, 5, 4)
     keep = padding_mask(torch.tensor([[3, 4, 5, 6, 7], [3, 4, 5, 0, 0]]), pad_id=0)
     combined = F.scaled_dot_product_attention(x, x, x, attn_mask=keep & causal_mask(5))
-    output, _ = scaled_dot_product_attention(x, x, x, keep, is_causal=True)
-    torch.testing.assert_close(output, combined)
+    torch.testing.assert_close(attend(way, x, x, x, keep, True), combined)
 
 
-def test_permuting_the_inputs_permutes_the_outputs() -> None:
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_last_query_stands_beside_the_last_key(way: str, masked: bool) -> None:
+    x = random(2, 6, 4)
+    mask = torch.tensor([True, False, True, True, True, True]) if masked else None
+    whole = attend(way, x, x, x, mask, True)
+    for queries in (1, 2, 5, 6):  # the newest of 6 words
+        torch.testing.assert_close(
+            attend(way, x[:, -queries:], x, x, mask, True), whole[:, -queries:]
+        )
+    more = attend(way, x, x[:, :2], x[:, :2], None, True)  # four queries stand before the first key
+    assert (more[:, :4] == 0).all()
+    torch.testing.assert_close(more[:, 4], x[:, 0])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_permuting_the_inputs_permutes_the_outputs(way: str) -> None:
     x, order = random(7, 4), torch.randperm(7)
-    output, _ = scaled_dot_product_attention(x, x, x)
-    shuffled, _ = scaled_dot_product_attention(x[order], x[order], x[order])
-    torch.testing.assert_close(shuffled, output[order])
+    shuffled = attend(way, x[order], x[order], x[order])
+    torch.testing.assert_close(shuffled, attend(way, x, x, x)[order])
 
 
-@pytest.mark.parametrize("need_weights", [False, True])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_a_row_with_nothing_to_attend_to_is_zero_forward_and_backward(
-    need_weights: bool, is_causal: bool
+    way: str, is_causal: bool
 ) -> None:
     query, key, value = (random(2, 3, 4).requires_grad_() for _ in range(3))
     mask = torch.ones(2, 3, 3, dtype=torch.bool)
     mask[0, 1] = False  # one query of the first sentence
     mask[1] = False  # the whole second sentence
-    output, weights = scaled_dot_product_attention(
-        query, key, value, mask, is_causal=is_causal, need_weights=need_weights
-    )
+    output = attend(way, query, key, value, mask, is_causal)
     output.square().sum().backward()
     assert (output[0, 1] == 0).all()
     assert (output[1] == 0).all()
     assert (output[0, 2] != 0).all()
-    if weights is not None:
-        assert (weights[1] == 0).all()
     for tensor in (query, key, value):
         assert tensor.grad is not None
         assert tensor.grad.isfinite().all()
@@ -116,82 +141,102 @@ def test_a_row_with_nothing_to_attend_to_is_zero_forward_and_backward(
     assert (query.grad[0, 1] == 0).all()  # type: ignore[index]
 
 
-def test_dropout_drops_weights_and_keeps_their_mean() -> None:
-    torch.manual_seed(0)
-    x = random(1, 400, 8)
-    _, weights = scaled_dot_product_attention(x, x, x, dropout_p=0.25, need_weights=True)
-    assert weights is not None
-    assert abs((weights == 0).double().mean().item() - 0.25) < 0.01
-    assert abs(weights.sum(dim=-1).mean().item() - 1) < 0.03
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("keys", [5, 200], ids=["short", "long"])  # two ways in bfloat16
+@pytest.mark.parametrize("dropout_p", [0.0, 0.5])
+@pytest.mark.parametrize("heads", [(), (2,)], ids=["plain kernel", "fused kernel"])
+def test_lonely_rows_are_zero_in_every_dtype_and_by_every_kernel(
+    dtype: torch.dtype, keys: int, dropout_p: float, heads: tuple[int, ...]
+) -> None:
+    query, key, value = (
+        torch.randn(2, *heads, length, 8, dtype=dtype, requires_grad=True)
+        for length in (4, keys, keys)
+    )
+    mask = torch.ones(2, *[1 for _ in heads], 4, keys, dtype=torch.bool)
+    mask[0, ..., 2, :] = False
+    mask[1] = False
+    output = scaled_dot_product_attention(query, key, value, mask, dropout_p)
+    weights = attention_weights(query, key, mask)
+    (output.square().sum() + weights.square().sum()).backward()
+    for found in (output, weights):
+        assert found.isfinite().all()
+        assert (found[0, ..., 2, :] == 0).all(), "one query"
+        assert (found[1] == 0).all(), "a whole sentence"
+        assert (found[0, ..., 1, :] != 0).any()
+    for tensor in (query, key, value):
+        assert tensor.grad is not None
+        assert tensor.grad.isfinite().all()
+        assert (tensor.grad[1] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_reaches_the_weights_and_keeps_their_mean(dtype: torch.dtype) -> None:
+    x = torch.randn(1, 100, 8, dtype=dtype)
+    value = torch.eye(100, dtype=dtype)[None]  # the output is the weights
+    output = torch.cat(
+        [scaled_dot_product_attention(x, x, value, dropout_p=0.25) for _ in range(9)]
+    )
+    assert abs((output == 0).double().mean().item() - 0.25) < 0.01
+    assert abs(output.double().sum(dim=-1).mean().item() - 1) < 0.03
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("way", WAYS)
+def test_half_precision_does_not_overflow(way: str, dtype: torch.dtype) -> None:
+    query = torch.full((1, 1, 1, 64), 40.0, dtype=dtype)  # q.k is 102,400, q.k / 8 is 12,800
+    key = torch.cat([query, query / 2], dim=2)
+    value = torch.tensor([[[[1.0], [2.0]]]], dtype=dtype)
+    assert attend(way, query, key, value).item() == 1.0
+
+
+def test_a_mask_of_numbers_is_refused() -> None:
+    x = torch.randn(2, 4)
+    for call in (
+        lambda mask: scaled_dot_product_attention(x, x, x, mask),
+        lambda mask: attention_weights(x, x, mask),
+    ):
+        with pytest.raises(ValueError, match=r"must be boolean, True .*allowed, got torch.float32"):
+            call(torch.ones(2, 2))
 
 
 @pytest.mark.parametrize(
-    ("shapes", "mask", "message"),
+    ("shapes", "mask_shape"),
     [
-        (((3,), (3,), (3,)), None, "at least 2 dimensions"),
-        (((2, 4), (3, 5), (3, 5)), None, "equally wide, got 4 and 5"),
-        (
-            ((2, 2, 4), (3, 2, 4), (3, 2, 4)),
-            None,
-            "agree in all but the last two dimensions, got (2, 2, 4), (3, 2, 4)",
-        ),
-        (((2, 4), (3, 4), (5, 4)), None, "got 3 keys and 5 values"),
-        (
-            ((2, 4), (3, 4), (3, 4)),
-            torch.ones(2, 3),
-            "must be boolean, True where attention is allowed, got torch.float32",
-        ),
-        (
-            ((2, 4), (3, 4), (3, 4)),
-            torch.ones(3, 2, dtype=torch.bool),
-            "(3, 2) does not broadcast",
-        ),
-        (
-            ((2, 4), (3, 4), (3, 4)),
-            torch.ones(1, 2, 3, dtype=torch.bool),
-            "(1, 2, 3) does not broadcast",
-        ),
-        (
-            ((2, 4), (3, 4), (3, 4)),
-            torch.ones(2, 3, dtype=torch.bool, device="meta"),
-            "on meta, the query on cpu",
-        ),
+        (((2, 4), (3, 5), (3, 5)), None),
+        (((2, 4), (3, 4), (5, 4)), None),
+        (((2, 2, 4), (3, 2, 4), (3, 2, 4)), None),
+        (((2, 4), (3, 4), (3, 4)), (3, 2)),
     ],
+    ids=["widths", "keys and values", "batches", "mask"],
 )
-def test_bad_input_is_named(
-    shapes: tuple[tuple[int, ...], ...], mask: Tensor | None, message: str
+@pytest.mark.parametrize("way", WAYS)
+def test_what_does_not_fit_is_refused_by_torch(
+    way: str, shapes: tuple[tuple[int, ...], ...], mask_shape: tuple[int, ...] | None
 ) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        scaled_dot_product_attention(*(torch.randn(shape) for shape in shapes), mask)
-
-
-def test_bad_dtypes_and_causal_lengths_are_named() -> None:
-    x = torch.randn(2, 4)
-    with pytest.raises(ValueError, match="one dtype, got torch.float32, torch.float64"):
-        scaled_dot_product_attention(x, x.double(), x)
-    with pytest.raises(ValueError, match="floating point, got torch.int64"):
-        scaled_dot_product_attention(*[torch.ones(2, 4, dtype=torch.long)] * 3)
-    with pytest.raises(ValueError, match="on one device, got cpu, meta and cpu"):
-        scaled_dot_product_attention(x, x.to("meta"), x)
-    with pytest.raises(ValueError, match="shape .3,. does not broadcast"):
-        scaled_dot_product_attention(x, x, x, torch.ones(3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="as many queries as keys, got 2 and 3"):
-        scaled_dot_product_attention(x, torch.randn(3, 4), torch.randn(3, 4), is_causal=True)
+    mask = None if mask_shape is None else torch.ones(mask_shape, dtype=torch.bool)
+    with pytest.raises(RuntimeError, match=r"(?i)size|shape"):
+        attend(way, *(torch.randn(shape) for shape in shapes), mask)
 
 
 def test_padding_mask() -> None:
     mask = padding_mask(torch.tensor([[5, 6, 9], [5, 9, 9]]), pad_id=9)
     assert mask.shape == (2, 1, 1, 3)
     assert mask[:, 0, 0].tolist() == [[True, True, False], [True, False, False]]
-    for tokens, message in [
-        (torch.tensor([1, 2]), "shape (2,)"),
-        (torch.ones(1, 2), "torch.float32"),
-        (torch.ones(1, 2, dtype=torch.bool), "torch.bool"),
-        (torch.ones(0, 2, dtype=torch.long), "empty: tokens has shape (0, 2)"),
-        (torch.ones(2, 0, dtype=torch.long), "empty: tokens has shape (2, 0)"),
-    ]:
-        with pytest.raises(ValueError, match=re.escape(message)):
-            padding_mask(tokens, pad_id=0)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (torch.tensor([1, 2]), "got torch.int64 of shape (2,)"),
+        (torch.ones(1, 2), "got torch.float32"),
+        (torch.ones(1, 2, dtype=torch.bool), "got torch.bool"),
+        (torch.ones(0, 2, dtype=torch.long), "none empty, got torch.int64 of shape (0, 2)"),
+        (torch.ones(2, 0, dtype=torch.long), "none empty, got torch.int64 of shape (2, 0)"),
+    ],
+)
+def test_what_is_no_batch_of_tokens_is_refused(tokens: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        padding_mask(tokens, pad_id=0)
 
 
 def test_causal_mask() -> None:
@@ -200,7 +245,7 @@ def test_causal_mask() -> None:
         [True, True, False],
         [True, True, True],
     ]
-    with pytest.raises(ValueError, match="got length 0"):
+    with pytest.raises(ValueError, match="length must be int from 1 to inf, got 0"):
         causal_mask(0)
 
 

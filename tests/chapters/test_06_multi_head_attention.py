@@ -1,4 +1,4 @@
-"""Chapter 6: MultiHeadAttention against torch, its behavior, its errors, the recorder, and the exercises' checks."""
+"""Chapter 6: MultiHeadAttention against torch, its behavior, cache and errors, the recorder, the exercises."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from transformer_lib.attention import (
+    KeyValueCache,
     MultiHeadAttention,
+    attention_weights,
     causal_mask,
     padding_mask,
     scaled_dot_product_attention,
@@ -56,19 +58,16 @@ def test_equals_torch(
     expected, expected_weights = theirs(
         query, key, value, attn_mask=~allowed.flatten(0, 1), average_attn_weights=False
     )
-    output, none = ours(query, key, value, allowed)
-    with_weights, weights = ours(query, key, value, allowed, need_weights=True)
+    with record_attention(ours) as weights:
+        output = ours(query, key, value, allowed)
     torch.testing.assert_close(output, expected)
-    torch.testing.assert_close(with_weights, expected)
-    torch.testing.assert_close(weights, expected_weights)
-    assert none is None
+    torch.testing.assert_close(weights[""], expected_weights)
 
 
 def test_gradients_equal_torch() -> None:
-    torch.manual_seed(0)
     ours, theirs = pair(8, 2)
     x = torch.randn(2, 5, 8)
-    ours(x, x, x, is_causal=True)[0].square().sum().backward()
+    ours(x, x, x, is_causal=True).square().sum().backward()
     theirs(x, x, x, attn_mask=~causal_mask(5))[0].square().sum().backward()
     stacked = torch.cat(
         [getattr(ours, f"{part}_projection").weight.grad for part in ("query", "key", "value")]
@@ -78,75 +77,101 @@ def test_gradients_equal_torch() -> None:
 
 
 def test_permutation_equivariant_and_causal() -> None:
-    torch.manual_seed(1)
-    attention, x, order = (
-        MultiHeadAttention(12, 3),
-        torch.randn(2, 6, 12),
-        torch.randperm(6),
-    )
-    torch.testing.assert_close(
-        attention(x[:, order], x[:, order], x[:, order])[0], attention(x, x, x)[0][:, order]
-    )
+    attention, x, order = MultiHeadAttention(12, 3), torch.randn(2, 6, 12), torch.randperm(6)
+    y = x[:, order]
+    torch.testing.assert_close(attention(y, y, y), attention(x, x, x)[:, order])
     changed = x.clone()
     changed[:, 4:] += 1.0
-    before, after = (attention(v, v, v, is_causal=True)[0] for v in (x, changed))
+    before, after = (attention(v, v, v, is_causal=True) for v in (x, changed))
     assert torch.equal(before[:, :4], after[:, :4]), "an earlier position noticed a later one"
     assert not torch.allclose(before[:, 4:], after[:, 4:])
 
 
 def test_padding_changes_nothing() -> None:
-    torch.manual_seed(2)
     attention = MultiHeadAttention(8, 2)
     tokens = torch.tensor([[5, 6, 7, 0], [5, 0, 0, 0]])
     x, real = torch.randn(2, 4, 8), tokens != 0
     other = torch.where(real[..., None], x, 100.0)
-    before, after = (attention(v, v, v, padding_mask(tokens, 0))[0] for v in (x, other))
+    before, after = (attention(v, v, v, padding_mask(tokens, 0)) for v in (x, other))
     torch.testing.assert_close(before[real], after[real])
-    torch.testing.assert_close(before[1, :1], attention(x[1:, :1], x[1:, :1], x[1:, :1])[0][0])
+    alone = x[1:, :1]
+    torch.testing.assert_close(before[1:, :1], attention(alone, alone, alone))
 
 
 def test_batch_of_two_is_two_batches_of_one() -> None:
-    torch.manual_seed(3)
     attention, x = MultiHeadAttention(8, 4), torch.randn(2, 5, 8)
-    both = attention(x, x, x)[0]
-    for i in (0, 1):
+    singles = [attention(row, row, row) for row in x.split(1)]
+    torch.testing.assert_close(attention(x, x, x), torch.cat(singles))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+@pytest.mark.parametrize("padded", [False, True])
+def test_cached_is_uncached(chunk: int, padded: bool) -> None:
+    attention, x = MultiHeadAttention(8, 2), torch.randn(2, 7, 8)
+    tokens = torch.tensor([[5, 6, 7, 8, 9, 5, 6], [0, 0, 5, 6, 7, 8, 9]])
+    mask = padding_mask(tokens, 0) if padded else None  # row 1: its first queries see nothing
+    cache, pieces = KeyValueCache(), []
+    for start in range(0, 7, chunk):
+        new = x[:, start : start + chunk]
+        so_far = None if mask is None else mask[..., : start + new.size(1)]
+        pieces.append(attention(new, new, new, so_far, is_causal=True, cache=cache))
+    torch.testing.assert_close(torch.cat(pieces, dim=1), attention(x, x, x, mask, is_causal=True))
+
+
+def test_a_cache_that_does_not_grow_projects_the_memory_once() -> None:
+    attention, x, memory = MultiHeadAttention(8, 2), torch.randn(2, 3, 8), torch.randn(2, 5, 8)
+    projected: list[int] = []
+    for linear in (attention.key_projection, attention.value_projection):
+        linear.register_forward_hook(lambda *_: projected.append(1))
+    full = attention(x, memory, memory)
+    assert len(projected) == 2
+    cache = KeyValueCache(grows=False)
+    pieces = [attention(x[:, i : i + 1], memory, memory, cache=cache) for i in range(3)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), full)
+    assert len(projected) == 4, "key and value of the memory, once for all three"
+
+
+def test_a_cache_serves_several_attentions_and_follows_its_rows() -> None:
+    first, second, cache = MultiHeadAttention(8, 2), MultiHeadAttention(8, 4), KeyValueCache()
+    x, y, rows = torch.randn(3, 4, 8), torch.randn(4, 1, 8), torch.tensor([2, 0, 0, 1])
+    for attention in (first, second):
+        attention(x, x, x, is_causal=True, cache=cache)
+    cache.select(rows)
+    for attention in (first, second):
+        whole = torch.cat([x[rows], y], dim=1)
         torch.testing.assert_close(
-            both[i : i + 1], attention(x[i : i + 1], x[i : i + 1], x[i : i + 1])[0]
+            attention(y, y, y, is_causal=True, cache=cache),
+            attention(whole, whole, whole, is_causal=True)[:, -1:],
         )
 
 
-def test_projecting_and_attending_apart_is_forward() -> None:
-    torch.manual_seed(4)
-    attention, x, memory = (
-        MultiHeadAttention(8, 2),
-        torch.randn(2, 3, 8),
-        torch.randn(2, 5, 8),
-    )
-    key, value = attention.project_key_value(memory, memory)
-    assert key.shape == value.shape == (2, 2, 5, 4)
-    apart = attention.attend(attention.project_query(x), key, value)[0]
-    assert torch.equal(apart, attention(x, memory, memory)[0])
+def test_heads_may_have_another_width() -> None:
+    attention, x = MultiHeadAttention(8, 3, d_k=5), torch.randn(2, 4, 8)
+    assert attention(x, x, x).shape == (2, 4, 8)
+    assert attention.split_heads(attention.query_projection(x)).shape == (2, 3, 4, 5)
 
 
 def test_key_bias_does_nothing_and_a_lonely_query_gets_the_output_bias() -> None:
-    torch.manual_seed(5)
     attention, x = MultiHeadAttention(8, 2), torch.randn(1, 4, 8)
-    before = attention(x, x, x)[0]
+    before = attention(x, x, x)
     with torch.no_grad():
         attention.key_projection.bias += torch.randn(8)
-    torch.testing.assert_close(attention(x, x, x)[0], before, atol=1e-5, rtol=1e-5)
-    nothing = attention(x, x, x, torch.zeros(4, 4, dtype=torch.bool))[0]
+    torch.testing.assert_close(attention(x, x, x), before, atol=1e-5, rtol=1e-5)
+    nothing = attention(x, x, x, torch.zeros(4, 4, dtype=torch.bool))
     torch.testing.assert_close(nothing, attention.output_projection.bias.expand(1, 4, 8))
 
 
 def test_dropout_only_in_training() -> None:
-    torch.manual_seed(6)
-    attention, x = MultiHeadAttention(8, 2, dropout=0.5), torch.randn(1, 6, 8)
-    weights = attention(x, x, x, need_weights=True)[1]
-    assert (weights == 0).any(), "dropout 0.5 should drop some of 72 weights"
+    attention = MultiHeadAttention(4, 1, dropout=0.25)
+    query, value = (
+        torch.randn(1, 1, 100, 4),
+        torch.eye(100)[None, None],
+    )  # the output is the weights
+    weights = attention.attend(query, query, value, None, False)
+    assert abs((weights == 0).float().mean().item() - 0.25) < 0.02
     attention.eval()
-    weights = attention(x, x, x, need_weights=True)[1]
-    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(1, 2, 6))
+    weights = attention.attend(query, query, value, None, False)
+    torch.testing.assert_close(weights, attention_weights(query, query))
 
 
 def test_without_bias_has_none() -> None:
@@ -159,11 +184,12 @@ def test_without_bias_has_none() -> None:
     ("arguments", "message"),
     [
         ((10, 3), "d_model 10 is not divisible by num_heads 3"),
-        ((8, 0), "at least 1, got 8 and 0"),
-        ((8, -2), "at least 1, got 8 and -2"),
-        ((0, 1), "at least 1, got 0 and 1"),
-        ((8, 2, 1.0), "dropout must be at least 0 and below 1, got 1.0"),
-        ((8, 2, -0.1), "got -0.1"),
+        ((8, 0), "num_heads must be int from 1 to inf, got 0"),
+        ((8, -2), "num_heads must be int from 1 to inf, got -2"),
+        ((0, 1), "d_model must be int from 1 to inf, got 0"),
+        ((8, 2, 1.5), "dropout must be float from 0 to 1, got 1.5"),
+        ((8, 2, -0.1), "dropout must be float from 0 to 1, got -0.1"),
+        ((8, 2, 0.0, True, 0), "d_k must be int from 1 to inf, got 0"),
     ],
 )
 def test_impossible_configurations(arguments: tuple, message: str) -> None:
@@ -172,81 +198,43 @@ def test_impossible_configurations(arguments: tuple, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shapes", "mask", "message"),
+    ("batches", "mask", "message"),
     [
+        ((2, 1, 1), None, "batch size, got 2, 1 and 1"),
+        ((2, 2, 1), None, "batch size, got 2, 2 and 1"),
         (
-            ((1, 3, 6), (1, 3, 8), (1, 3, 8)),
-            None,
-            r"query must have shape .*d_model 8.*got \(1, 3, 6\)",
+            (2, 2, 2),
+            torch.ones(2, 3, 3) > 0,
+            r"attn_mask must .*got torch.bool of shape \(2, 3, 3\)",
         ),
-        (((1, 3, 8), (3, 8), (1, 3, 8)), None, r"key must have shape .*got \(3, 8\)"),
-        (
-            ((1, 3, 8), (1, 3, 8), (1, 1, 3, 8)),
-            None,
-            r"value must have shape .*got \(1, 1, 3, 8\)",
-        ),
-        (((2, 3, 8), (1, 3, 8), (1, 3, 8)), None, "batch size, got 2, 1 and 1"),
-        (((1, 3, 8), (1, 4, 8), (1, 5, 8)), None, "4 keys and 5 values"),
-        (
-            ((2, 3, 8), (2, 3, 8), (2, 3, 8)),
-            (2, 3, 3),
-            r"attn_mask must have shape .*got \(2, 3, 3\)",
-        ),
-        (
-            ((2, 3, 8), (2, 3, 8), (2, 3, 8)),
-            (3,),
-            r"attn_mask must have shape .*got \(3,\)",
-        ),
-        (((2, 3, 8), (2, 3, 8), (2, 3, 8)), (3, 4), r"\(3, 4\)"),
+        ((2, 2, 2), torch.ones(3) > 0, r"attn_mask must .*got torch.bool of shape \(3,\)"),
+        ((2, 2, 2), torch.ones(3, 3), r"attn_mask must .*got torch.float32 of shape \(3, 3\)"),
     ],
 )
-def test_wrong_shapes(shapes: tuple, mask: tuple | None, message: str) -> None:
+def test_what_could_be_misread_is_refused(
+    batches: tuple[int, ...], mask: Tensor | None, message: str
+) -> None:
     attention = MultiHeadAttention(8, 2)
-    attn_mask = None if mask is None else torch.ones(mask, dtype=torch.bool)
     with pytest.raises(ValueError, match=message):
-        attention(*(torch.ones(shape) for shape in shapes), attn_mask)
-
-
-@pytest.mark.parametrize(
-    ("shapes", "message"),
-    [
-        (((2, 3, 8), (2, 2, 3, 4), (2, 2, 3, 4)), r"query must have shape .*got \(2, 3, 8\)"),
-        (
-            ((2, 2, 3, 4), (2, 3, 2, 4), (2, 2, 3, 4)),
-            r"key must have shape .*heads 2.*\(2, 3, 2, 4\)",
-        ),
-        (
-            ((2, 2, 3, 4), (2, 2, 3, 4), (2, 2, 3, 8)),
-            r"value must have shape .*d_k 4.*\(2, 2, 3, 8\)",
-        ),
-        (((2, 2, 3, 4), (1, 2, 3, 4), (1, 2, 3, 4)), "batch size, got 2, 1 and 1"),
-    ],
-)
-def test_attend_names_wrong_shapes(shapes: tuple, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        MultiHeadAttention(8, 2).attend(*(torch.ones(shape) for shape in shapes))
+        attention(*(torch.ones(batch, 3, 8) for batch in batches), mask)
 
 
 class TwoLayers(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
-        self.first, self.blocks = (
-            MultiHeadAttention(8, 2),
-            nn.ModuleList([MultiHeadAttention(8, 4)]),
-        )
+        self.first = MultiHeadAttention(8, 2, dropout)
+        self.blocks = nn.ModuleList([MultiHeadAttention(8, 4, dropout)])
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x, x, x, None, True, False)[0]  # everything by position
-        return self.blocks[0](query=x, key=x, value=x, need_weights=False)[0]  # everything by name
+        x = self.first(x, x, x, None, True)  # everything by position
+        return self.blocks[0](query=x, key=x, value=x)  # everything by name
 
 
 def test_record_attention() -> None:
-    torch.manual_seed(7)
     model, x = TwoLayers(), torch.randn(3, 5, 8)
-    before = model(x)
     with record_attention(model) as weights:
         assert weights == {}
-        torch.testing.assert_close(model(x), before)
+        model(x)
     assert {name: tuple(w.shape) for name, w in weights.items()} == {
         "first": (3, 2, 5, 5),
         "blocks.0": (3, 4, 5, 5),
@@ -255,15 +243,79 @@ def test_record_attention() -> None:
         assert not w.requires_grad
         torch.testing.assert_close(w.sum(dim=-1), torch.ones(w.shape[:-1]))
     assert (weights["first"].triu(1) == 0).all(), "the first layer was causal"
-    assert model.first(x, x, x)[1] is None, "outside the context no weights are built"
+    kept = weights["first"]
+    model(x)
+    assert weights["first"] is kept, "outside the context nothing is recorded"
+
+
+class Distant(MultiHeadAttention):
+    """Another attend, with dropout by a module of its own: each head prefers what is near."""
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float) -> None:
+        super().__init__(d_model, num_heads, dropout)
+        self.drop = nn.Dropout(dropout)
+
+    def weigh(self, query: Tensor, key: Tensor) -> Tensor:
+        distance = (torch.arange(key.size(-2)) - torch.arange(query.size(-2))[:, None]).abs()
+        return (query @ key.transpose(-2, -1) - distance).softmax(dim=-1)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
+    ) -> Tensor:
+        return self.drop(self.weigh(query, key)) @ value
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", [MultiHeadAttention, Distant])
+def test_recording_changes_neither_outputs_nor_random_numbers(
+    kind: type[MultiHeadAttention], training: bool, dtype: torch.dtype
+) -> None:
+    model = kind(8, 2, 0.5).to(dtype).train(training)
+    x = torch.randn(3, 5, 8, dtype=dtype)
+    seen = []
+    for watch in (False, True):
+        torch.manual_seed(1)
+        with torch.enable_grad():
+            if watch:
+                with record_attention(model) as weights:
+                    output = model(x, x, x)
+            else:
+                output = model(x, x, x)
+            output.float().square().sum().backward()
+        gradient = model.query_projection.weight.grad
+        assert gradient is not None
+        seen.append((output, torch.get_rng_state(), gradient.clone()))
+        model.zero_grad()
+    for before, after in zip(*seen, strict=True):
+        assert torch.equal(before, after)
+    assert all(part.training == training for part in model.modules())
+    query, key = (
+        model.split_heads(project(x)) for project in (model.query_projection, model.key_projection)
+    )
+    expected = (
+        model.weigh(query, key) if isinstance(model, Distant) else attention_weights(query, key)
+    )
+    torch.testing.assert_close(weights[""], expected.detach(), atol=4e-3, rtol=0)
+
+
+def test_recordings_may_be_nested() -> None:
+    model, x = TwoLayers(), torch.randn(1, 3, 8)
+    with record_attention(model) as outer:
+        with record_attention(model.first) as inner:
+            model(x)
+        assert torch.equal(inner[""], outer["first"])
+        model(x + 1)
+        assert not torch.equal(inner[""], outer["first"]), "the outer one goes on"
+    assert "attend" not in vars(model.first)
 
 
 def test_record_attention_cleans_up_after_an_error() -> None:
-    model = MultiHeadAttention(8, 2)
-    with pytest.raises(ValueError, match="query must have shape"), record_attention(model):
-        model(torch.ones(1, 2, 3), torch.ones(1, 2, 8), torch.ones(1, 2, 8))
-    assert not model._forward_hooks, "a hook was left behind"
-    assert not model._forward_pre_hooks, "a hook was left behind"
+    model = MultiHeadAttention(8, 2, dropout=0.5)
+    with pytest.raises(RuntimeError), record_attention(model):
+        model(torch.ones(1, 2, 8), torch.ones(1, 2, 8), torch.ones(1, 2, 8), torch.ones(3, 2) > 0)
+    assert model.training
+    assert "attend" not in vars(model), "a watcher was left behind"
     with (
         pytest.raises(ValueError, match="no MultiHeadAttention in this Linear"),
         record_attention(nn.Linear(2, 2)),
@@ -306,13 +358,12 @@ def multi_head(
 def without_head(
     attention: MultiHeadAttention, x: Tensor, head: int, zero_output: bool = False
 ) -> Tensor:
-    key, value = attention.project_key_value(x, x)
-    heads, _ = scaled_dot_product_attention(attention.project_query(x), key, value)
-    kept = heads.clone()
+    maps = (attention.query_projection, attention.key_projection, attention.value_projection)
+    kept = scaled_dot_product_attention(*(attention.split_heads(each(x)) for each in maps)).clone()
     kept[:, head] = 0.0
     output = attention.output_projection(kept.transpose(1, 2).flatten(-2))
     if zero_output:  # zeroes the slice after W_O instead of before
-        output = attention(x, x, x)[0].clone()
+        output = attention(x, x, x).clone()
         output[..., head * attention.d_k : (head + 1) * attention.d_k] = 0.0
     return output
 
@@ -322,7 +373,7 @@ def destroys_the_module(attention: MultiHeadAttention, x: Tensor, head: int) -> 
         attention.output_projection.weight[:, head * attention.d_k : (head + 1) * attention.d_k] = (
             0.0
         )
-    return attention(x, x, x)[0]
+    return attention(x, x, x)
 
 
 def cost(queries: int, keys: int, d_model: int, num_heads: int) -> tuple[int, int]:

@@ -167,7 +167,7 @@ def check_without_head(attempt: Callable[[nn.Module, Tensor, int], Tensor]) -> N
 
     four = make(4)
     before = copy.deepcopy(four.state_dict())
-    full = four(x, x, x)[0]
+    full = four(x, x, x)
     parts = [full - attempt(four, x, head) for head in range(4)]  # what each head contributes
     changed = [
         name
@@ -181,7 +181,7 @@ def check_without_head(attempt: Callable[[nn.Module, Tensor, int], Tensor]) -> N
         rows = slice(2 * head, 2 * head + 2)
         silent.value_projection.weight.data[rows] = 0.0
         silent.value_projection.bias.data[rows] = 0.0
-        expected = full - silent(x, x, x)[0]
+        expected = full - silent(x, x, x)
         others = [
             torch.allclose(part, parts[other], atol=1e-5) for other in range(4) if other != head
         ]
