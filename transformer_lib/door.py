@@ -33,10 +33,11 @@ def check_numbers(
 
 def check_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> None:
     """Refuse with a ValueError batches that do not match, and a mask that could be misread."""
-    if not query.size(0) == key.size(0) == value.size(0):
+    shapes = [tuple(x.shape) for x in (query, key, value)]
+    if {len(shape) for shape in shapes} != {3} or len({shape[0] for shape in shapes}) > 1:
         raise ValueError(
-            "query, key and value must have the same batch size, "
-            f"got {query.size(0)}, {key.size(0)} and {value.size(0)}"
+            "query, key and value must be (batch, length, width), the same batch size for all three, "
+            f"got {shapes[0]}, {shapes[1]} and {shapes[2]}"
         )
     # of three dimensions, is the first batch or heads?
     if attn_mask is not None and (attn_mask.dtype != torch.bool or attn_mask.dim() not in (2, 4)):

@@ -200,8 +200,8 @@ def test_impossible_configurations(arguments: tuple, message: str) -> None:
 @pytest.mark.parametrize(
     ("batches", "mask", "message"),
     [
-        ((2, 1, 1), None, "batch size, got 2, 1 and 1"),
-        ((2, 2, 1), None, "batch size, got 2, 2 and 1"),
+        ((2, 1, 1), None, r"batch size.*got \(2, .*\(1, .*\(1, "),
+        ((2, 2, 1), None, r"batch size.*got \(2, .*\(2, .*\(1, "),
         (
             (2, 2, 2),
             torch.ones(2, 3, 3) > 0,

@@ -339,8 +339,8 @@ def test_bad_input_is_named(
 @pytest.mark.parametrize(
     ("memory", "memory_mask", "error", "message"),
     [
-        ((3, 7, D_MODEL), None, ValueError, "same batch size, got 2, 3 and 3"),
-        ((1, 7, D_MODEL), None, ValueError, "same batch size, got 2, 1 and 1"),
+        ((3, 7, D_MODEL), None, ValueError, r"same batch size.*got \(2, .*\(3, .*\(3, "),
+        ((1, 7, D_MODEL), None, ValueError, r"same batch size.*got \(2, .*\(1, .*\(1, "),
         ((2, 7, D_MODEL - 1), None, RuntimeError, "14x15"),
         ((2, 7, D_MODEL), torch.ones(2, 1, 1, 7), ValueError, "boolean"),
         ((2, 7, D_MODEL), allow(2, 1, 1, 5), RuntimeError, "5"),
