@@ -490,6 +490,7 @@ def test_what_cannot_be_carried_over_is_refused(change: dict[str, Any], words: l
         assert word in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 def test_the_reference_for_carrying_over_can_be_carried_over() -> None:
     assert from_torch(theirs(activation=nn.ReLU()), torch.zeros(5, 16)).config.d_ff == 8
     assert from_torch(theirs(activation=torch.relu), torch.zeros(5, 16)).config.num_heads == 2
