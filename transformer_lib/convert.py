@@ -55,97 +55,71 @@ def transformer_partners(ours: Transformer, theirs: nn.Transformer) -> list[tupl
 
 @torch.no_grad()
 def copy_weights(pairs: list[tuple[Tensor, Tensor]]) -> None:
-    """Copy the second tensor of each pair into the first."""
+    """Copy the second tensor of each pair into the first, of the same shape.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
     for to, source in pairs:
+        if to.shape != source.shape:  # torch would broadcast
+            raise ValueError(f"weights {[*source.shape]} do not fit into {[*to.shape]}")
         to.copy_(source)
 
 
-_TORCH_PARTS = (
-    *(nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.MultiheadAttention),
-    *(nn.TransformerEncoderLayer, nn.TransformerDecoderLayer),
-    *(nn.Linear, nn.Dropout, nn.LayerNorm, nn.ModuleList, nn.ReLU),
-)
+def check_torch(module: nn.Module) -> None:
+    """Refuse with a ValueError, by name, a part that torch's own Transformer with ReLU has not."""
 
+    def describe(part: nn.Module) -> str:
+        words = [name for name, _ in part.named_parameters(recurse=False)]
+        for name in ("eps", "add_zero_attn", "activation"):
+            if hasattr(part, name):
+                value = getattr(part, name)
+                words.append(f"{name} {getattr(value, '__name__', value)}")
+        return f"{part.__module__}.{type(part).__name__}: {', '.join(words)}"
 
-def check_torch(module: nn.Transformer) -> None:
-    """Refuse with a ValueError a torch.nn.Transformer with a part that our Transformer has not."""
+    torchs = [nn.Transformer(2, 2, 1, 1, 2, 0.0, a, batch_first=True) for a in (F.relu, nn.ReLU())]
+    known = {describe(part) for its in torchs for part in its.modules()}
     for name, part in module.named_modules():
-        wrong = "" if isinstance(part, _TORCH_PARTS) else f"an unknown part, {type(part).__name__}"
-        if isinstance(part, nn.MultiheadAttention):
-            if part.in_proj_bias is None or part.in_proj_weight is None:
-                wrong = "no biases, or keys of another width (bias, kdim, vdim)"
-            if part.bias_k is not None or part.add_zero_attn:
-                wrong = "added keys (add_bias_kv, add_zero_attn)"
-        elif isinstance(part, nn.LayerNorm) and (part.eps != 1e-5 or part.bias is None):
-            wrong = f"a layer norm with epsilon {part.eps} and bias {part.bias is not None}"
-        elif isinstance(part, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
-            activation = part.activation
-            if activation not in (F.relu, torch.relu) and not isinstance(activation, nn.ReLU):
-                wrong = f"the activation {getattr(activation, '__name__', activation)}"
-        if wrong:
-            raise ValueError(f"this cannot be carried over: {name or 'the module'} has {wrong}")
+        if describe(part) not in known:
+            raise ValueError(f"{name or 'the module'} cannot be carried over: {describe(part)}")
 
 
 def from_torch(
     module: nn.Transformer, embedding: Tensor, max_length: int = 1024, pad_id: int = 0
 ) -> Transformer:
-    """Make a Transformer that computes what a torch.nn.Transformer computes.
+    """Make a Transformer that computes what a torch.nn.Transformer computes, in eval mode.
 
-    torch's module has no embeddings: the matrix that both sides and the output share is given
-    beside it. torch also drops inside the feed-forward network while training, ours does not: the
-    two are equal in eval mode.
-
-    Args:
-        module: two stacks, with ReLU, biases, and torch's default epsilon of 1e-5.
-        embedding: weights, shape (vocab_size, d_model); forward multiplies them by sqrt(d_model).
-        max_length: longest sequence, in tokens.
-        pad_id: the id that fills up short rows.
-
-    Returns:
-        A model of its own: the numbers are copied. In training mode, as fresh models are.
+    (In training torch also drops inside the feed-forward network.) torch's module has no embeddings:
+    the matrix that both sides and the output share is given beside it, (vocab_size, d_model), and
+    multiplied by sqrt(d_model) in forward. The numbers are copied; the model is in training mode.
 
     Raises:
         ValueError: if the module has something that ours has not, or the embedding does not fit it.
     """
     check_torch(module)
-    settings = {
-        (
-            attention.num_heads,
-            layer.linear1.out_features,
-            layer.dropout1.p,
-            attention.dropout,
-            layer.norm_first,
+    configs = {
+        TransformerConfig(
+            vocab_size=len(embedding),
+            d_model=module.d_model,
+            num_heads=attention.num_heads,
+            d_ff=layer.linear1.out_features,
+            num_encoder_layers=len(module.encoder.layers),
+            num_decoder_layers=len(module.decoder.layers),
+            dropout=layer.dropout1.p,
+            attention_dropout=attention.dropout,
+            norm_first=layer.norm_first,
+            final_norm=stack.norm is not None,
+            max_length=max_length,
+            pad_id=pad_id,
         )
-        for layer in [*module.encoder.layers, *module.decoder.layers]
+        for stack in (module.encoder, module.decoder)
+        for layer in stack.layers
         for attention in layer.modules()
         if isinstance(attention, nn.MultiheadAttention)
     }
-    norms = {stack.norm is not None for stack in (module.encoder, module.decoder)}
-    if len(settings) != 1 or len(norms) != 1:
-        raise ValueError(
-            "the layers must be alike, got (heads, d_ff, dropout, attention dropout, pre-norm) "
-            f"{settings} and final norms {norms}"
-        )
-    num_heads, d_ff, dropout, attention_dropout, norm_first = settings.pop()
-    config = TransformerConfig(
-        embedding.size(0),
-        module.d_model,
-        num_heads,
-        d_ff,
-        len(module.encoder.layers),
-        len(module.decoder.layers),
-        dropout,
-        attention_dropout,
-        norm_first,
-        final_norm=norms.pop(),
-        max_length=max_length,
-        pad_id=pad_id,
-    )
-    if embedding.shape != (config.vocab_size, config.d_model):
-        raise ValueError(
-            f"embedding {tuple(embedding.shape)} should be (vocab_size, d_model {module.d_model})"
-        )
-    model = Transformer(config).to(embedding)  # the embedding's device and dtype
+    if len(configs) != 1:
+        raise ValueError(f"all layers must be alike, these are of several models: {configs}")
+    model = Transformer(configs.pop()).to(embedding)  # the embedding's device and dtype
     copy_weights([(model.embedding.weight, embedding), *transformer_partners(model, module)])
     return model
 
@@ -154,13 +128,7 @@ def to_torch(model: Transformer) -> nn.Transformer:
     """Make a torch.nn.Transformer that computes what the two stacks of `model` compute.
 
     The embedding stays behind, as torch's module has none. torch's masks say True where attention
-    is forbidden.
-
-    Args:
-        model: the model whose numbers are copied.
-
-    Returns:
-        torch's module, batch first, in the mode, on the device and of the dtype of `model`.
+    is forbidden. What is returned is batch first, of the model's mode, device and dtype.
 
     Raises:
         ValueError: if a part of the model has been replaced by another kind.

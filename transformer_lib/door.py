@@ -61,7 +61,8 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     """What a model computes, its weights aside: its config, the kind of each part, their settings.
 
     Two models with the same weights but another number of heads, activation or dropout differ in
-    it. Settings are the numbers and names that the modules of torch and of this package keep.
+    it. Settings are the numbers and names that the modules of torch and of this package keep, and
+    which parameters they have.
     """
     config = getattr(model, "config", None)
     found = asdict(config) if is_dataclass(config) and not isinstance(config, type) else {}
@@ -73,7 +74,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
                 f"{name}.{key}": value
                 for key, value in vars(part).items()
                 if isinstance(value, int | float | str) and key != "training" and key[0] != "_"
-            }
+            } | {f"{name}.{key}": p is not None for key, p in part._parameters.items()}
     return found
 
 

@@ -7,6 +7,7 @@ import gzip
 import random
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -44,12 +45,8 @@ class Pair(NamedTuple):
 def read_pairs(path: str | Path) -> list[Pair]:
     """Read pairs from a text file: a line each, source and target divided by a tab.
 
-    Args:
-        path: a file in UTF-8, packed with gzip if its name ends in .gz. A third column, if there is
-            one, says where the pair is from.
-
-    Returns:
-        The pairs, in the file's order.
+    The file is in UTF-8, packed with gzip if its name ends in .gz. A third column, if there is one,
+    says where the pair is from.
 
     Raises:
         ValueError: naming file and line, for a line without two or three columns, an empty side, or
@@ -73,10 +70,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
         except UnicodeDecodeError as error:
             raise ValueError(f"{place}: byte {error.start + 1} is not UTF-8") from None
         if not 2 <= len(columns) <= 3:
-            raise ValueError(
-                f"{place}: needs 2 or 3 columns divided by tabs, source, target and origin, "
-                f"got {len(columns)}"
-            )
+            raise ValueError(f"{place}: needs 2 or 3 columns divided by tabs, got {len(columns)}")
         pair = Pair(*columns)
         if not pair.source.strip() or not pair.target.strip():
             side = "target" if pair.source.strip() else "source"
@@ -88,13 +82,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
 
 
 def load_pairs(split: str) -> list[Pair]:
-    """The German-English pairs that come with the package.
-
-    Args:
-        split: "train", "validation" or "test".
-
-    Returns:
-        The pairs, in the file's order.
+    """The German-English pairs that come with the package: "train", "validation" or "test".
 
     Raises:
         ValueError: for any other split.
@@ -115,18 +103,10 @@ class Example(NamedTuple):
 
 
 def encode_pairs(pairs: Iterable[Pair], tokenizer: Tokenizer) -> list[Example]:
-    """Turn pairs into token ids.
-
-    Args:
-        pairs: what to encode.
-        tokenizer: one for both sides, made by train_tokenizer.
-
-    Returns:
-        One Example for each pair, in the same order.
+    """Turn pairs into token ids, by one tokenizer for both sides.
 
     Raises:
-        ValueError: if a side is empty, if the tokenizer's special tokens have other ids than ours,
-            or if it makes special tokens out of text.
+        ValueError: if a side is empty, or for what encode_texts refuses.
     """
     pairs = list(pairs)
     sides = []
@@ -156,30 +136,31 @@ class Batch:
     pad_id: int = PAD_ID
 
     def __post_init__(self) -> None:
-        shapes = [tuple(x.shape) for x in (self.source, self.target_in, self.target_out)]
-        if len(self.source) != len(self.target_in) or shapes[1] != shapes[2]:
-            raise ValueError(f"source, target_in and target_out do not fit together: {shapes}")
-        for name in ("source", "target_in", "target_out"):
-            check_tokens(name, getattr(self, name))
-            if (least := int(getattr(self, name).min())) < 0:
+        tensors = {
+            "source": self.source,
+            "target_in": self.target_in,
+            "target_out": self.target_out,
+        }
+        for name, ids in tensors.items():
+            check_tokens(name, ids)
+            if (least := int(ids.min())) < 0:
                 raise ValueError(f"{name} holds {least}: ids begin at 0, padding is {self.pad_id}")
+        shapes = {name: tuple(ids.shape) for name, ids in tensors.items()}
+        if len(self.source) != len(self.target_in) or shapes["target_in"] != shapes["target_out"]:
+            raise ValueError(f"these do not fit together: {shapes}")
         if (self.target_out == self.pad_id).all():
             raise ValueError(f"nothing to learn: all targets are padding (id {self.pad_id})")
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        source, target_in = self.source.to(device), self.target_in.to(device)
-        return Batch(source, target_in, self.target_out.to(device), self.pad_id)
+        moved = copy(self)  # without the checks: looking at numbers makes a GPU wait
+        for name in ("source", "target_in", "target_out"):
+            vars(moved)[name] = getattr(self, name).to(device)
+        return moved
 
 
 def make_batch(examples: Sequence[Example]) -> Batch:
-    """Put examples into one batch, a row each.
-
-    Args:
-        examples: sources that end in <eos>, targets without special tokens.
-
-    Returns:
-        A Batch of int64 tensors, rows in the order of the examples.
+    """Put examples into one batch, a row each, of int64.
 
     Raises:
         ValueError: if there are no examples, a source does not end in <eos>, or another token is
@@ -188,13 +169,9 @@ def make_batch(examples: Sequence[Example]) -> Batch:
     if not examples:
         raise ValueError("a batch needs at least one example, got none")
     for number, (source, target) in enumerate(examples):
-        if not source or source[-1] != EOS_ID:
-            raise ValueError(f"the source of example {number} should end in <eos>, got {source}")
-        if min(tokens := [*source[:-1], *target], default=EOS_ID + 1) <= EOS_ID:
-            raise ValueError(
-                f"example {number} holds id {min(tokens)}: <bos> and <pad> are added here, and "
-                "<eos> belongs at the end of the source only"
-            )
+        if source[-1:] != [EOS_ID] or min([*source[:-1], *target, EOS_ID + 1]) <= EOS_ID:
+            expected = "<eos> at the end of the source and no other special token"
+            raise ValueError(f"example {number} should have {expected}: {source}, {target}")
     return Batch(
         source=_pad([source for source, _ in examples]),
         target_in=_pad([[BOS_ID, *target] for _, target in examples]),
@@ -211,9 +188,7 @@ def _pad(rows: Sequence[list[int]]) -> Tensor:
 class LazyBatches(Sequence[Batch]):
     """Batches that are made when they are asked for: an epoch of millions of pairs fits in memory.
 
-    Args:
-        examples: all of them.
-        groups: for each batch the indices of its examples.
+    A batch is a group of indices of examples.
     """
 
     def __init__(self, examples: Sequence[Example], groups: Sequence[Sequence[int]]) -> None:
@@ -231,13 +206,12 @@ class LazyBatches(Sequence[Batch]):
 def token_batches(examples: Sequence[Example], max_tokens: int, seed: int) -> LazyBatches:
     """One epoch: every example once, in batches of similar lengths (paper, section 5.1).
 
+    The batches are shuffled; their number depends on max_tokens and the lengths only.
+
     Args:
         examples: all of them.
         max_tokens: the most tokens a batch may have on either side, padding counted.
         seed: another seed gives other batches in another order.
-
-    Returns:
-        The batches, shuffled; their number depends on max_tokens and the lengths only.
 
     Raises:
         ValueError: if there are no examples, or a single one has more than max_tokens tokens: none
@@ -249,9 +223,8 @@ def token_batches(examples: Sequence[Example], max_tokens: int, seed: int) -> La
     lengths = [(len(target) + 1, len(source)) for source, target in examples]
     longest = max(range(len(lengths)), key=lambda number: max(lengths[number]))
     if max(lengths[longest]) > max_tokens:
-        raise ValueError(
-            f"example {longest} has {max(lengths[longest])} tokens, more than max_tokens {max_tokens}"
-        )
+        least = max(lengths[longest])
+        raise ValueError(f"example {longest} needs max_tokens {least}, got {max_tokens}")
     generator = random.Random(seed)
     order = list(range(len(examples)))
     generator.shuffle(order)  # sorting keeps this order among equal lengths

@@ -3,6 +3,7 @@
 Written from chapter 13 of the book: edit the chapter, then `make sync`.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -44,27 +45,19 @@ def check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str):
         raise ValueError(f"needs a list of texts, got the single text {texts[:40]!r}")
     for text in texts:
-        if not isinstance(text, str) or (
-            not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
-        ):
+        if not isinstance(text, str) or re.search("[\ud800-\udfff]", text):
             raise ValueError(f"{text!r} is no text: half a surrogate pair is no character")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Learn a byte-level BPE vocabulary, to be shared by source and target (paper, section 5.1).
 
-    Args:
-        texts: what the merges are counted on; give it both languages.
-        vocab_size: the most tokens it may have: 256 bytes, 3 special tokens and one for each merge.
-
-    Returns:
-        A tokenizer with `encode(text).ids` and `decode(ids)`, which gives every text back, in
-        Unicode's composed form (NFC). Ids 0, 1 and 2 are <pad>, <bos> and <eos>; no text turns into
-        one of them.
+    The vocabulary is 256 bytes, 3 special tokens and at most vocab_size - 259 merges. Every text
+    comes back from its ids, in Unicode's composed form (NFC); none turns into a special token.
 
     Raises:
-        ValueError: if there is no text, or one string in place of many, or vocab_size has no room
-            for bytes and special tokens.
+        ValueError: for no text, one string in place of many, text that is no Unicode, or a
+            vocab_size below 259.
     """
     smallest = len(pre_tokenizers.ByteLevel.alphabet()) + len(SPECIAL_TOKENS)
     check_numbers(int, smallest, vocab_size=vocab_size)
@@ -91,8 +84,7 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, without <bos> and <eos>.
 
     Raises:
-        ValueError: for a single string, text that is no Unicode, or if a text became <pad>, <bos> or
-            <eos>: has the tokenizer lost encode_special_tokens, which copies do not keep?
+        ValueError: for a single string, text that is no Unicode, or one that became a special token.
     """
     check_texts(texts)
     rows = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]

@@ -70,13 +70,10 @@ class TransformerConfig:
         d_model: width of the vectors between the layers; even: sines and cosines come in pairs.
         num_heads: heads of each attention; has to divide d_model.
         d_ff: inner width of the feed-forward networks.
-        num_encoder_layers: layers of the encoder.
-        num_decoder_layers: layers of the decoder.
-        dropout: probability of dropping an entry of a sub-layer's output, or of an embedding with
-            its position.
-        attention_dropout: probability of dropping an attention weight; the paper has none.
-        norm_first: normalize before each sub-layer (pre-norm) and not after the sum (post-norm, as
-            in the paper).
+        num_encoder_layers, num_decoder_layers: layers of each stack.
+        dropout: share dropped of a sub-layer's output, and of the embeddings with positions.
+        attention_dropout: share dropped of the attention weights; the paper has none.
+        norm_first: normalize before each sub-layer (pre-norm), not after the sum (post-norm, paper).
         final_norm: one more norm after each stack; None means as norm_first: pre-norm needs one.
         max_length: longest sequence, in tokens.
         pad_id: the id that fills up short rows.
@@ -134,13 +131,13 @@ class Transformer(nn.Module):
     """Token ids in, logits for the next token out (paper, figure 1 and section 3).
 
     Both embeddings and the map to logits share one matrix (section 3.4). Rows are padded on the
-    right with `config.pad_id`; no position, of source or target, ever listens to the padding of
-    the source. Every part may be replaced by assignment or in a subclass: training, decoding and
-    saving call the parts' own methods. `output`, None as long as the matrix is shared, may be a
-    module that maps (..., d_model) to logits (..., vocab_size).
+    right with `config.pad_id`; nothing ever listens to the padding of the source. Every part may be
+    replaced, by assignment or in a subclass: training, decoding and saving call the parts' own
+    methods. `output` is None while the matrix is shared, or a module from d_model to vocab_size.
 
-    Args:
-        config: the sizes.
+    Raises:
+        ValueError: in its methods, for what is no batch of ids of the vocabulary, is empty or too
+            long, or for memory of another source.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -172,11 +169,7 @@ class Transformer(nn.Module):
         return embedded
 
     def encode(self, source: Tensor) -> Tensor:
-        """Read the source, ids (batch, source), into the memory (batch, source, d_model).
-
-        Raises:
-            ValueError: if source is no batch of rows of ids of the vocabulary, empty, or too long.
-        """
+        """Read the source, ids (batch, source), into the memory (batch, source, d_model)."""
         allowed = padding_mask(source, self.config.pad_id)  # (batch, 1, 1, source)
         memory: Tensor = self.encoder(self.embed(source), allowed)
         return memory
@@ -189,25 +182,17 @@ class Transformer(nn.Module):
         cache: KeyValueCache | None = None,
         memory_cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Say what follows each target token, as a vector.
+        """Say what follows each target token, as a vector (batch, target, d_model).
 
         Args:
             target: the ids so far, <bos> first, shape (batch, target); with a cache the new ones.
             memory: what encode made of the source, shape (batch, source, d_model).
-            source: its ids, shape (batch, source): they tell which memory is padding; None if none.
+            source: its ids, (batch, source): they tell which memory is padding; None if none is.
             cache, memory_cache: as in DecoderLayer.
-
-        Returns:
-            Shape (batch, target, d_model).
-
-        Raises:
-            ValueError: if target is no batch of ids, too long, or memory is not of this source.
         """
         check_tokens("target", target)
         if source is not None and memory.shape[:2] != source.shape:
-            raise ValueError(
-                f"memory {tuple(memory.shape)} is not of a source {tuple(source.shape)}"
-            )
+            raise ValueError(f"memory {[*memory.shape]} is not of a source {[*source.shape]}")
         # (batch, 1, 1, source)
         allowed = None if source is None else padding_mask(source, self.config.pad_id)
         x = self.embed(target, 0 if cache is None else cache.length)  # (batch, target, d_model)
@@ -227,17 +212,12 @@ class Transformer(nn.Module):
         target: Tensor,
         loss: Callable[[nn.Module, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Give the logits of what follows each target token.
+        """Give the logits of what follows each target token, (batch, target, vocab_size).
 
-        Args:
-            source: ids, shape (batch, source).
-            target: ids, <bos> first, shape (batch, target).
-            loss: what to compute instead, from this model and the vectors (batch, target, d_model):
-                a loss may leave out padding, and is inside whatever wraps the model.
-
-        Returns:
-            Shape (batch, target, vocab_size); position t has seen the source and target tokens 0
-            to t. Or what `loss` returns.
+        Position t has seen the source, ids (batch, source), and of the target, ids (batch, target)
+        with <bos> first, the tokens 0 to t. A `loss` gets this model and the vectors (batch, target,
+        d_model), and what it returns is returned: it may leave out padding, and computes inside
+        whatever wraps the model.
         """
         hidden = self.decode(target, self.encode(source), source)  # (batch, target, d_model)
         return self.project(hidden) if loss is None else loss(self, hidden)

@@ -1,7 +1,7 @@
 """The whole model: its configuration, behavior, size, exchange of weights with torch, and greedy decoding."""
 
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, asdict, replace
 from typing import Any
 
 import pytest
@@ -10,18 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from transformer_lib.attention import MultiHeadAttention
 from transformer_lib.book.checks.chapter_12 import (
     check_parameter_formula,
     check_sentence_log_probability,
     check_torch_masks,
 )
-from transformer_lib.decoding import IncrementalDecoder, greedy_decode
+from transformer_lib.convert import copy_weights, from_torch, to_torch
+from transformer_lib.decoding import greedy_decode
+from transformer_lib.door import check_same, describe_model
+from transformer_lib.embeddings import LearnedPositionalEncoding
+from transformer_lib.layers import FeedForward
 from transformer_lib.transformer import (
     Transformer,
     TransformerConfig,
     count_parameters,
-    from_torch,
-    to_torch,
+    evaluating,
 )
 
 PAD, BOS, EOS = 0, 1, 2
@@ -32,7 +36,6 @@ TINY = TransformerConfig(
 
 @pytest.fixture
 def model() -> Transformer:
-    torch.manual_seed(0)
     return Transformer(TINY).eval()
 
 
@@ -69,7 +72,9 @@ def shaken(config: TransformerConfig) -> Transformer:
         ({"d_ff": -1}, ["d_ff", "-1"]),
         ({"num_encoder_layers": 0}, ["num_encoder_layers", "0"]),
         ({"num_decoder_layers": 0}, ["num_decoder_layers", "0"]),
-        ({"dropout": 1.0}, ["dropout", "1.0"]),
+        ({"d_ff": 2**40}, ["d_ff", str(2**40)]),
+        ({"d_model": float("nan")}, ["d_model", "nan"]),
+        ({"dropout": 1.5}, ["dropout", "1.5"]),
         ({"attention_dropout": -0.1}, ["attention_dropout", "-0.1"]),
         ({"dropout": float("nan")}, ["dropout", "nan"]),
         ({"dropout": "0.1"}, ["dropout", "'0.1'"]),
@@ -77,6 +82,9 @@ def shaken(config: TransformerConfig) -> Transformer:
         ({"pad_id": 13}, ["pad_id", "13"]),
         ({"pad_id": -1}, ["pad_id", "-1"]),
         ({"pad_id": 0.5}, ["pad_id", "0.5"]),
+        ({"pad_id": True}, ["pad_id", "True"]),
+        ({"norm_first": "no"}, ["norm_first", "'no'"]),
+        ({"final_norm": 1}, ["final_norm", "1"]),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(change: dict[str, Any], words: list[str]) -> None:
@@ -205,6 +213,80 @@ def test_a_source_of_nothing_but_padding_gives_numbers() -> None:
     )
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_an_output_map_of_ones_own_is_used_everywhere(model: Transformer, own: bool) -> None:
+    if own:
+        model.output = nn.Linear(TINY.d_model, TINY.vocab_size)
+    source, target = rows(5, 3), rows(4, 4, seed=1)
+    hidden = model.decode(target, model.encode(source), source)
+    shared = nn.functional.linear(hidden, model.embedding.weight)
+    expected = shared if model.output is None else model.output(hidden)
+    assert torch.equal(model.project(hidden), expected)
+    assert torch.equal(model(source, target), expected)
+    assert not torch.equal(shared, expected) or not own
+    assert count_parameters(model) == count_parameters(Transformer(TINY)) + own * 13 * 17
+
+
+def test_a_loss_gets_the_model_and_the_vectors(model: Transformer) -> None:
+    source, target = rows(5, 3), rows(4, 4, seed=1)
+    asked: list[tuple[nn.Module, Tensor]] = []
+
+    def loss(inner: nn.Module, hidden: Tensor) -> Tensor:
+        asked.append((inner, hidden))
+        return hidden.sum()
+
+    total = model(source, target, loss)
+    ((inner, hidden),) = asked
+    assert inner is model
+    torch.testing.assert_close(hidden, model.decode(target, model.encode(source), source))
+    assert torch.equal(total, hidden.sum())
+
+
+def test_a_source_of_none_has_no_padding(model: Transformer) -> None:
+    source, target = rows(5, 5), rows(4, 4, seed=1)
+    memory = model.encode(source)
+    hidden = model.decode(target, memory, None)
+    torch.testing.assert_close(hidden, model.decode(target, memory, source))
+
+
+def test_query_key_and_value_begin_as_one_matrix() -> None:
+    model = Transformer(TransformerConfig(10, 64, 4, 128, 1, 1))
+    for stack in (model.encoder, model.decoder):
+        for name, parameter in stack.named_parameters():
+            if name.endswith("bias"):
+                assert not parameter.any(), name
+            elif parameter.dim() == 2:
+                of_three = name.split(".")[-2] in (
+                    "query_projection",
+                    "key_projection",
+                    "value_projection",
+                )
+                fan = parameter.size(0) * (3 if of_three else 1) + parameter.size(1)
+                bound = (6 / fan) ** 0.5
+                assert 0.98 * bound < parameter.abs().max().item() <= bound, name
+
+
+def test_dropout_falls_on_the_sum_of_token_and_position() -> None:
+    model = Transformer(TransformerConfig(10, 64, 4, 128, 1, 1, dropout=0.5)).train()
+    embedded = model.embed(torch.full((1, 200), 3))
+    assert abs((embedded == 0).float().mean().item() - 0.5) < 0.05
+
+
+def test_evaluating_gives_each_part_its_own_mode_back(model: Transformer) -> None:
+    model.train()
+    model.encoder.eval()
+    before = {part: part.training for part in model.modules()}
+
+    def fail() -> None:
+        with evaluating(model):
+            assert not any(part.training for part in model.modules())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert {part: part.training for part in model.modules()} == before
+
+
 @pytest.mark.parametrize(
     ("source", "target", "words"),
     [
@@ -213,12 +295,12 @@ def test_a_source_of_nothing_but_padding_gives_numbers() -> None:
         (rows(3, width=1025), rows(2), ["1024"]),
         (rows(3), rows(2, width=1025), ["1024"]),
         (rows(3)[:0], rows(2)[:0], ["empty"]),
-        (rows(3), rows(2)[:, :0], ["target"]),
+        (rows(3), rows(2)[:, :0], ["target", "(1, 0)"]),
         (rows(3).float(), rows(2), ["float32"]),
         (rows(3), rows(2).float(), ["float32"]),
         (rows(3)[0], rows(2), ["(3,)"]),
-        (rows(3, 3), rows(2), ["(2, 3)", "(1, 2)"]),
-        (rows(3), rows(2, 2), ["(1, 3)", "(2, 2)"]),
+        (rows(3, 3), rows(2), ["batch size", "1, 2 and 2"]),
+        (rows(3), rows(2, 2), ["batch size", "2, 1 and 1"]),
     ],
 )
 def test_bad_input_is_refused(
@@ -226,12 +308,14 @@ def test_bad_input_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         model(source, target)
-    assert any(word in str(caught.value) for word in words), str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
 
 
-def test_memory_of_another_source_is_refused(model: Transformer) -> None:
-    with pytest.raises(ValueError, match="belong together"):
-        model.decode(rows(2), model.encode(rows(4)), rows(3))
+@pytest.mark.parametrize("length", [1, 3])  # a mask of one would broadcast
+def test_memory_of_another_source_is_refused(model: Transformer, length: int) -> None:
+    with pytest.raises(ValueError, match=rf"memory \[1, 4, 16\].*source \[1, {length}\]"):
+        model.decode(rows(2), model.encode(rows(4)), rows(length))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -337,47 +421,128 @@ def test_dropout_goes_where_ours_is() -> None:
         ) == (0.25, 0.25, 0.0, 0.5)
 
 
+def theirs(**change: Any) -> nn.Transformer:
+    """A small torch.nn.Transformer, and what is to be unlike: arguments, or parts by their names."""
+    sizes = {"d_model": 16, "nhead": 2, "num_encoder_layers": 1, "num_decoder_layers": 1}
+    options: dict[str, Any] = {"dim_feedforward": 8, "batch_first": True}
+    parts = {name: change.pop(name) for name in list(change) if "." in name}
+    module = nn.Transformer(**(sizes | options | change))
+    for name, part in parts.items():
+        owner, _, last = name.rpartition(".")
+        setattr(module.get_submodule(owner), last, part)
+    return module
+
+
+class AnotherForward(nn.TransformerEncoderLayer):
+    pass
+
+
+def torch_attention(heads: int = 2, **options: Any) -> nn.MultiheadAttention:
+    return nn.MultiheadAttention(16, heads, batch_first=True, dropout=0.1, **options)
+
+
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
-def test_what_cannot_be_carried_over_is_refused() -> None:
-    common = {
-        "d_model": 16,
-        "nhead": 2,
-        "num_encoder_layers": 1,
-        "num_decoder_layers": 1,
-        "dim_feedforward": 8,
-    }
-    common["batch_first"] = True
-    for change, words in (
-        ({"activation": "gelu"}, "gelu"),
-        ({"layer_norm_eps": 1e-6}, "1e-06"),
-        ({"bias": False}, "bias"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            from_torch(nn.Transformer(**common | change), torch.zeros(5, 16))
-    with pytest.raises(ValueError, match="17"):
-        from_torch(nn.Transformer(**common), torch.zeros(5, 17))
-    half = nn.Transformer(**common)
-    half.encoder.norm = None
-    with pytest.raises(ValueError, match="both stacks"):
-        from_torch(half, torch.zeros(5, 16))
-    mixed = nn.Transformer(**common)
-    mixed.decoder.layers[0] = nn.TransformerDecoderLayer(16, 4, 8, batch_first=True)
-    with pytest.raises(ValueError, match="alike"):
-        from_torch(mixed, torch.zeros(5, 16))
-    norm = nn.Transformer(**common)
-    norm.decoder.layers[0].norm3.eps = 1e-3
-    with pytest.raises(ValueError, match="0.001"):
-        from_torch(norm, torch.zeros(5, 16))
-    heads = nn.Transformer(**common)
-    heads.decoder.layers[0].multihead_attn = nn.MultiheadAttention(16, 4)
-    with pytest.raises(ValueError, match="attentions must be alike"):
-        from_torch(heads, torch.zeros(5, 16))
-    no_bias = nn.Transformer(**common)
-    no_bias.decoder.layers[0].multihead_attn = nn.MultiheadAttention(16, 2, bias=False)
-    with pytest.raises(ValueError, match="bias"):
-        from_torch(no_bias, torch.zeros(5, 16))
-    with pytest.raises(ValueError, match="Identity"):
-        from_torch(nn.Transformer(**common | {"custom_encoder": nn.Identity()}), torch.zeros(5, 16))
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"activation": "gelu"}, ["encoder.layers.0", "gelu"]),
+        ({"decoder.layers.0.activation": nn.GELU()}, ["decoder.layers.0 ", "GELU"]),
+        ({"layer_norm_eps": 1e-6}, ["norm1", "1e-06"]),
+        ({"decoder.layers.0.norm3": nn.LayerNorm(16, 1e-3)}, ["decoder.layers.0.norm3", "0.001"]),
+        ({"decoder.norm": nn.RMSNorm(16)}, ["decoder.norm", "RMSNorm"]),
+        ({"bias": False}, ["encoder.layers.0.self_attn", "in_proj_weight"]),
+        (
+            {"decoder.layers.0.multihead_attn": torch_attention(bias=False)},
+            ["decoder.layers.0.multihead_attn", "in_proj_weight, add"],
+        ),
+        (
+            {"decoder.layers.0.multihead_attn": torch_attention(kdim=9)},
+            ["decoder.layers.0.multihead_attn", "k_proj_weight"],
+        ),
+        (
+            {"encoder.layers.0.self_attn": torch_attention(add_zero_attn=True)},
+            ["encoder.layers.0.self_attn", "add_zero_attn True"],
+        ),
+        (
+            {"encoder.layers.0.self_attn": torch_attention(add_bias_kv=True)},
+            ["encoder.layers.0.self_attn", "bias_k, bias_v"],
+        ),
+        ({"custom_encoder": nn.Identity()}, ["encoder ", "Identity"]),
+        (
+            {"encoder.layers.0": AnotherForward(16, 2, 8, batch_first=True)},
+            ["encoder.layers.0 ", "AnotherForward"],
+        ),
+        ({"encoder.norm": None}, ["alike", "final_norm=True", "final_norm=False"]),
+        (
+            {"decoder.layers.0.multihead_attn": torch_attention(4)},
+            ["alike", "num_heads=2", "num_heads=4"],
+        ),
+        (
+            {"decoder.layers.0": nn.TransformerDecoderLayer(16, 2, 9, batch_first=True)},
+            ["alike", "d_ff=8", "d_ff=9"],
+        ),
+    ],
+)
+def test_what_cannot_be_carried_over_is_refused(change: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        from_torch(theirs(**change), torch.zeros(5, 16))
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_the_reference_for_carrying_over_can_be_carried_over() -> None:
+    assert from_torch(theirs(activation=nn.ReLU()), torch.zeros(5, 16)).config.d_ff == 8
+    assert from_torch(theirs(activation=torch.relu), torch.zeros(5, 16)).config.num_heads == 2
+
+
+@pytest.mark.parametrize("shape", [(5, 17), (5, 1), (5,), (5, 16, 1)])
+def test_weights_do_not_broadcast(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"weights \[{shape[0]}.*into \[5, 16\]"):
+        from_torch(theirs(), torch.zeros(shape))
+    to = torch.zeros(5, 16)
+    copy_weights([(to, torch.ones(5, 16))])
+    assert to.eq(1).all()
+
+
+class Gelu(FeedForward):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(nn.functional.gelu(self.inner(x)))
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "words"),
+    [
+        ("encoder.layers.0.feed_forward", Gelu(16, 24), "Gelu"),
+        ("decoder.layers.1.residual_3.norm", nn.RMSNorm(16), "RMSNorm"),
+        ("decoder.layers.0.self_attention", MultiHeadAttention(16, 4), "num_heads 4, now 2"),
+        ("decoder.layers.0.self_attention", MultiHeadAttention(16, 2, bias=False), "bias False"),
+        ("encoder.norm", nn.LayerNorm(16), "encoder.norm"),
+        ("position", LearnedPositionalEncoding(16), "LearnedPositionalEncoding"),
+        ("output", nn.Linear(16, 13), "Linear"),
+    ],
+)
+def test_a_replaced_part_does_not_go_to_torch(
+    model: Transformer, name: str, part: nn.Module, words: str
+) -> None:
+    owner, _, last = name.rpartition(".")
+    setattr(model.get_submodule(owner), last, part)
+    with pytest.raises(ValueError, match=rf"torch's Transformer.*{words}"):
+        to_torch(model)
+
+
+def test_a_description_knows_what_weights_do_not_show(model: Transformer) -> None:
+    found = describe_model(model)
+    assert asdict(TINY).items() <= found.items()
+    assert found == describe_model(Transformer(TINY).train())
+    changes: dict[str, Any] = {"num_heads": 4, "dropout": 0.2, "norm_first": True, "pad_id": 1}
+    for name, value in changes.items():
+        other = describe_model(Transformer(replace(TINY, **{name: value})))
+        with pytest.raises(ValueError, match=f"the file does not fit.*{name}"):
+            check_same("the file", found, other)
+    check_same("the file", found | {"encoder.of another version": 1}, found)
+    with pytest.raises(ValueError, match="kind of x 'B', now None"):
+        check_same("the file", found | {"kind of x": "B"}, found)
 
 
 # Greedy decoding
@@ -397,7 +562,6 @@ def test_greedy_decoding_takes_the_likeliest_token_each_time(model: Transformer)
 
 def test_greedy_decoding_of_a_batch_is_that_of_its_rows() -> None:
     for seed in range(3):
-        torch.manual_seed(seed)
         model = Transformer(TINY)
         source = rows(5, 2, 4, seed=seed)
         together = greedy_decode(model, source, max_new_tokens=7)
@@ -407,16 +571,27 @@ def test_greedy_decoding_of_a_batch_is_that_of_its_rows() -> None:
         assert model.training, "the mode should come back as it was"
 
 
-def test_greedy_decoding_stops_at_eos_and_leaves_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def scripted(decoder: IncrementalDecoder, tokens: Tensor) -> Tensor:
-        step.append(len(step))
-        likely = torch.tensor([[5, EOS, 6, 6], [7, 8, EOS, 9]])[:, len(step) - 1]  # (batch,)
-        return nn.functional.one_hot(likely, TINY.vocab_size).float()
+class Scripted(nn.Module):
+    """Whatever it is given, it writes these two rows, and counts its steps."""
 
-    step: list[int] = []
-    monkeypatch.setattr(IncrementalDecoder, "step", scripted)
-    assert greedy_decode(Transformer(TINY), rows(3, 3), max_new_tokens=4) == [[5], [7, 8]]
-    assert len(step) == 3, f"all rows had ended after 3 steps, it took {len(step)}"
+    config = TINY
+
+    def incremental_decoder(self, source: Tensor, beam_size: int) -> "Scripted":
+        self.rows, self.steps = torch.tensor([[5, EOS, 6, 6], [7, 8, EOS, 9]]), 0
+        return self
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self.steps += 1
+        return nn.functional.one_hot(self.rows[:, self.steps - 1], TINY.vocab_size).float()
+
+    def keep(self, kept: Tensor) -> None:
+        self.rows = self.rows[kept]
+
+
+def test_greedy_decoding_stops_at_eos_and_leaves_it_out() -> None:
+    scripted = Scripted()
+    assert greedy_decode(scripted, rows(3, 3), max_new_tokens=4) == [[5], [7, 8]]
+    assert scripted.steps == 3, f"all rows had ended after 3 steps, it took {scripted.steps}"
 
 
 @pytest.mark.parametrize(
@@ -433,7 +608,6 @@ def test_greedy_decoding_refuses_bad_input(
 
 
 def test_greedy_decoding_may_use_every_position() -> None:
-    torch.manual_seed(0)
     model = Transformer(replace(TINY, max_length=6))
     assert len(greedy_decode(model, rows(5), max_new_tokens=6, eos_id=99)[0]) == 6
 

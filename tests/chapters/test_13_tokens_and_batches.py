@@ -1,17 +1,21 @@
 """Chapter 13: the tokenizer, the files of pairs, and batches by token count."""
 
 import gzip
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from transformer_lib import pairs
 from transformer_lib.book.checks.chapter_13 import (
     check_groups,
     check_merge,
@@ -19,7 +23,9 @@ from transformer_lib.book.checks.chapter_13 import (
     check_reads_and_says,
 )
 from transformer_lib.pairs import (
+    Batch,
     Example,
+    LazyBatches,
     Pair,
     encode_pairs,
     load_pairs,
@@ -32,7 +38,9 @@ from transformer_lib.tokenizer import (
     EOS_ID,
     PAD_ID,
     SPECIAL_TOKENS,
+    encode_texts,
     load_tokenizer,
+    parse_tokenizer,
     save_tokenizer,
     train_tokenizer,
 )
@@ -55,19 +63,41 @@ def test_special_tokens_have_the_first_ids() -> None:
 
 
 @given(texts)
-def test_every_text_comes_back_exactly_and_is_never_special(text: str) -> None:
-    found = TOKENIZER.encode(text).ids
-    assert TOKENIZER.decode(found) == text
+@example("<eos>")
+@example("a<bos>b")
+@example("<pad><pad> <eos> ")
+@example("👩‍🚀")
+@example("e\u0301é")
+@example("\x00\r\n")
+def test_every_text_comes_back_composed_and_is_never_special(text: str) -> None:
+    (found,) = encode_texts(TOKENIZER, [text])
+    assert found == TOKENIZER.encode(text).ids
+    assert TOKENIZER.decode(found) == unicodedata.normalize("NFC", text)
     assert all(token_id > EOS_ID for token_id in found)
 
 
-@pytest.mark.parametrize(
-    "text", ["<eos>", "a<bos>b", "<pad><pad>", " <eos> ", "👩‍🚀", "e\u0301é", "\x00\r\n"]
-)
-def test_text_that_looks_special_is_text(text: str) -> None:
-    found = TOKENIZER.encode(text).ids
-    assert min(found) > EOS_ID
-    assert TOKENIZER.decode(found) == text
+def test_decomposed_letters_are_the_composed_ones(tmp_path: Path) -> None:
+    whole = [pair.source for pair in VALIDATION[:200]]
+    apart = [unicodedata.normalize("NFD", text) for text in whole]
+    assert whole != apart
+    assert encode_texts(TOKENIZER, apart) == encode_texts(TOKENIZER, whole)
+    assert train_tokenizer(apart, 400).get_vocab() == train_tokenizer(whole, 400).get_vocab()
+    save_tokenizer(TOKENIZER, tmp_path / "tokenizer.json")
+    loaded = load_tokenizer(tmp_path / "tokenizer.json")
+    assert encode_texts(loaded, apart) == encode_texts(TOKENIZER, whole)
+
+
+@pytest.mark.parametrize("text", ["ein \ud800 Satz", "\udfff", None, b"bytes"])
+def test_what_is_no_text_is_named(text: Any) -> None:
+    for call in (
+        lambda: train_tokenizer(["gut", text], 300),
+        lambda: encode_texts(TOKENIZER, ["gut", text]),
+        lambda: encode_pairs([Pair("gut", "good"), Pair("x", text)], TOKENIZER),
+    ):
+        with pytest.raises(ValueError, match=re.escape(repr(text))):
+            call()
+    with pytest.raises(ValueError, match="'one text'"):
+        encode_texts(TOKENIZER, "one text")
 
 
 def test_training_twice_gives_the_same_vocabulary() -> None:
@@ -77,11 +107,11 @@ def test_training_twice_gives_the_same_vocabulary() -> None:
 
 def test_a_vocabulary_without_room_and_no_text() -> None:
     assert train_tokenizer(["aa aa"], 259).get_vocab_size() == 259
-    with pytest.raises(ValueError, match=r"258.*259"):
+    with pytest.raises(ValueError, match=r"vocab_size .*259 .*258"):
         train_tokenizer(["aa aa"], 258)
     with pytest.raises(ValueError, match="none"):
         train_tokenizer([], 300)
-    with pytest.raises(ValueError, match="one string"):
+    with pytest.raises(ValueError, match="single text 'one string"):
         train_tokenizer("one string is not many texts", 300)
 
 
@@ -157,11 +187,8 @@ def test_encoding_refuses_what_would_be_silent() -> None:
         encode_pairs([Pair("b", "a <eos>")], forgetful)
     with pytest.raises(ValueError, match="no tokens"):
         encode_pairs([Pair("", "a")], TOKENIZER)
-    with pytest.raises(ValueError, match=r"<pad> is None, it should be 0"):
-        encode_pairs(
-            [Pair("a", "b")],
-            Tokenizer.from_str('{"model": {"type": "BPE", "vocab": {}, "merges": []}}'),
-        )
+    forgetful.encode_special_tokens = True
+    assert encode_pairs([Pair("b", "a <eos>")], forgetful)
 
 
 # Batches ----------------------------------------------------------------------------------------
@@ -193,18 +220,83 @@ def test_a_batch_holds_its_examples(examples: list[Example]) -> None:
     ("examples", "message"),
     [
         ([], "at least one"),
-        ([Example([2], [5]), Example([], [5])], "example 1 has no tokens"),
-        ([Example([5, 2], [7, 0])], "example 0 holds id 0"),
-        ([Example([-3, 2], [7])], "example 0 holds id -3"),
-        ([Example([5, 2], [5]), Example([5], [5])], "example 1 ends in 5, not in <eos>"),
-        ([Example([5, 2], [5, 2, 6])], r"example 0 has special tokens inside: \[2\]"),
-        ([Example([5, 2, 6, 2], [5])], r"example 0 has special tokens inside: \[2\]"),
-        ([Example([5, 2], [1, 6])], r"example 0 has special tokens inside: \[1\]"),
+        ([Example([2], [5]), Example([], [5])], r"example 1 .*: \[\], \[5\]"),
+        ([Example([5, 2], [7, 0])], r"example 0 .*: \[5, 2\], \[7, 0\]"),
+        ([Example([-3, 2], [7])], r"example 0 .*: \[-3, 2\]"),
+        ([Example([5, 2], [5]), Example([5], [5])], r"example 1 .* end of the source.*: \[5\]"),
+        ([Example([5, 2], [5, 2, 6])], r"example 0 .*no other special.*\[5, 2, 6\]"),
+        ([Example([5, 2, 6, 2], [5])], r"example 0 .*no other special.*\[5, 2, 6, 2\]"),
+        ([Example([5, 2], [1, 6])], r"example 0 .*no other special.*\[1, 6\]"),
     ],
 )
 def test_a_batch_refuses(examples: list[Example], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_batch(examples)
+
+
+def test_an_example_may_be_empty_but_for_its_ends() -> None:
+    batch = make_batch([Example([EOS_ID], [])])
+    assert batch.source.tolist() == batch.target_out.tolist() == [[EOS_ID]]
+    assert batch.target_in.tolist() == [[BOS_ID]]
+
+
+SOURCE, TARGET = torch.tensor([[5, 6, 2], [7, 2, 0]]), torch.tensor([[1, 5], [1, 6]])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"target_out": torch.tensor([[5, 2], [2, -100]])}, "target_out holds -100"),
+        ({"source": SOURCE - 1}, "source holds -1"),
+        ({"target_in": TARGET - 2, "pad_id": -1}, "target_in holds -1"),
+        ({"source": SOURCE[:1]}, r"fit together.*\(1, 3\).*\(2, 2\)"),
+        ({"target_in": TARGET[:, :1]}, r"fit together.*\(2, 1\).*\(2, 2\)"),
+        ({"target_out": torch.zeros_like(TARGET)}, r"all targets are padding \(id 0\)"),
+        ({"target_out": torch.full_like(TARGET, 9), "pad_id": 9}, r"padding \(id 9\)"),
+        ({"source": SOURCE.float()}, r"source .*float32 of shape \(2, 3\)"),
+        ({"target_in": TARGET.bool()}, "target_in .*bool"),
+        ({"source": SOURCE[:0]}, r"source .*none empty.*\(0, 3\)"),
+        ({"source": SOURCE[0]}, r"source .*\(3,\)"),
+        ({"source": torch.tensor(3)}, r"source .*\(\)"),
+    ],
+)
+def test_a_batch_of_ones_own_is_looked_at(change: dict[str, Any], words: str) -> None:
+    whole: dict[str, Any] = {"source": SOURCE, "target_in": TARGET, "target_out": TARGET}
+    Batch(**whole)
+    with pytest.raises(ValueError, match=words):
+        Batch(**whole | change)
+
+
+def test_a_batch_moves_whole() -> None:
+    batch = Batch(SOURCE, TARGET, TARGET + 3, pad_id=3)
+    moved = batch.to("meta")
+    assert moved.pad_id == 3
+    assert {x.device.type for x in (moved.source, moved.target_in, moved.target_out)} == {"meta"}
+    assert (moved.source.shape, moved.target_out.shape) == (SOURCE.shape, TARGET.shape)
+    assert batch.source is SOURCE
+
+
+def test_batches_are_made_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def counted(examples: list[Example]) -> Batch:
+        made.append(len(examples))
+        return make_batch(examples)
+
+    monkeypatch.setattr(pairs, "make_batch", counted)
+    examples = encode_pairs(VALIDATION[:200], TOKENIZER)
+    batches = token_batches(examples, 500, seed=0)
+    part = batches[2:7:2]
+    assert isinstance(part, LazyBatches)
+    assert (len(part), len(batches), made) == (3, len(batches.groups), [])
+    assert torch.equal(part[1].source, batches[4].source)
+    assert torch.equal(batches[-1].source, batches[len(batches) - 1].source)
+    assert len(made) == 4
+    made.clear()
+    rows_of_all = sum(len(batch.source) for batch in batches)
+    assert rows_of_all == sum(made) == 200
+    with pytest.raises(IndexError):
+        batches[len(batches)]
 
 
 @settings(max_examples=50)
@@ -243,7 +335,7 @@ def test_batches_are_full_alike_and_in_no_order() -> None:
 def test_what_does_not_fit_is_an_error() -> None:
     examples = [Example([5, 2], [5]), Example([5, 2], [5, 6, 7, 8])]  # with <bos>, 5 tokens
     assert len(token_batches(examples, 5, seed=0)) == 2
-    with pytest.raises(ValueError, match=r"example 1 has 5 tokens.* 4"):
+    with pytest.raises(ValueError, match=r"example 1 needs max_tokens 5, got 4"):
         token_batches(examples, 4, seed=0)
     with pytest.raises(ValueError, match="at least one"):
         token_batches([], 4, seed=0)
@@ -384,15 +476,20 @@ def test_a_tokenizer_comes_back_and_a_foreign_file_does_not(tmp_path: Path) -> N
     path = tmp_path / "tokenizer.json"
     save_tokenizer(tokenizer, path)
     loaded = load_tokenizer(path)
-    assert [loaded.encode(text).ids for text in texts] == [tokenizer.encode(t).ids for t in texts]
-    assert min(loaded.encode("<eos>").ids) > 2
+    assert encode_texts(loaded, texts) == encode_texts(tokenizer, texts)
+    assert loaded.decode_batch(encode_texts(loaded, texts)) == texts
     whole = path.read_text("utf-8")
-    for content in ("", "{}", "not json", whole[: len(whole) // 2]):
-        path.write_text(content, "utf-8")
+    for content in ("", "{}", "not json", whole[: len(whole) // 2], "\ud800"):
+        path.write_text(content, "utf-8", "surrogatepass")
         with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer"):
             load_tokenizer(path)
-    path.write_text(whole.replace('"<eos>"', '"</s>"'), "utf-8")
-    with pytest.raises(ValueError, match="should be 0, 1 and 2"):
+    path.write_bytes(bytes(range(256)))
+    with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer"):
         load_tokenizer(path)
+    path.write_text(whole.replace('"<eos>"', '"</s>"'), "utf-8")
+    with pytest.raises(ValueError, match=r"\[0, 1, None\], they should be 0, 1, 2"):
+        load_tokenizer(path)
+    with pytest.raises(ValueError, match=r"\[None, None, None\], they should be 0, 1, 2"):
+        parse_tokenizer('{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "a file")
     with pytest.raises(FileNotFoundError):
         load_tokenizer(tmp_path / "none.json")
