@@ -85,17 +85,10 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """softmax(Q K^T / sqrt(d_k)) V (paper, section 3.2.1, equation 1).
 
-    Args:
-        query: shape (..., queries, d_k).
-        key: shape (..., keys, d_k).
-        value: shape (..., keys, d_v).
-        attn_mask: boolean, broadcastable to (..., queries, keys), True where attention is allowed.
-        dropout_p: probability of dropping an attention weight.
-        is_causal: also forbid every key that comes after its query, where the last query stands
-            beside the last key.
-
-    Returns:
-        Shape (..., queries, d_v). A query whose every key is forbidden gets zeros.
+    (..., queries, d_k), (..., keys, d_k) and (..., keys, d_v) -> (..., queries, d_v). attn_mask
+    broadcasts to (..., queries, keys), True where attention is allowed; is_causal also forbids
+    every key after its query, where the last query stands beside the last key; dropout_p is the
+    share of weights to drop. A query whose every key is forbidden gets zeros.
 
     Raises:
         ValueError: if attn_mask is not boolean.

@@ -108,11 +108,9 @@ class ResidualConnection(nn.Module):
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         """(..., d_model) -> (..., d_model); the sub-layer is a function that keeps the shape."""
-        if self.norm_first:
-            x = x + self.dropout(sublayer(self.norm(x)))
-        else:
-            x = self.norm(x + self.dropout(sublayer(x)))
-        return x
+        entering = self.norm(x) if self.norm_first else x
+        x = x + self.dropout(sublayer(entering))
+        return x if self.norm_first else self.norm(x)
 
 
 class EncoderLayer(nn.Module):
