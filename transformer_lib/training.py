@@ -65,7 +65,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             piece = hidden[start : start + 512].detach().requires_grad_()  # (512, d_model)
             wanted = targets[start : start + 512]  # (512,)
             with torch.enable_grad():
-                logits = project(piece).to(exact)  # (512, vocab_size), gone with this round
+                # A view, since torch's FlopCounterMode follows no leaf into a module
+                logits = project(piece.view_as(piece)).to(exact)  # (512, vocab_size)
                 loss = F.cross_entropy(
                     logits, wanted, reduction="sum", label_smoothing=label_smoothing
                 )
