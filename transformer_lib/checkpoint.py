@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from transformer_lib.door import check_same, describe_model
+from transformer_lib.door import check_numbers, check_same, describe_model
 
 __all__ = [
     "average_weights",
@@ -29,19 +29,22 @@ __all__ = [
 ]
 
 
+def _kinds(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What two states of one model have in common: names, dtypes and shapes."""
+    return {f"kind of weight {name}": f"{x.dtype} {tuple(x.shape)}" for name, x in state.items()}
+
+
 def average_weights(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Average several states of one model, weight by weight (paper, section 6.1).
 
     A state is a copy of what `model.state_dict()` gave at some time; so is the result.
 
     Raises:
-        ValueError: if there is no state, or two differ in names or shapes.
+        ValueError: if there is no state, or two differ in names, dtypes or shapes.
     """
-    if not states:
-        raise ValueError("there is nothing to average: no states")
-    kinds = [{(name, tuple(x.shape)) for name, x in state.items()} for state in states]
-    if differing := sorted(set.union(*kinds) - set.intersection(*kinds)):
-        raise ValueError(f"the states are of different models, they differ in {differing[:4]}")
+    check_numbers(int, 1, number_of_states=len(states))
+    for state in states:
+        check_same("a state of another model", _kinds(states[0]), _kinds(state))
     return {
         name: torch.stack([state[name].float() for state in states]).mean(dim=0).to(first.dtype)
         for name, first in states[0].items()
@@ -90,18 +93,16 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is not whole, damaged, or not from write_tensors.
     """
+    content = Path(path).read_bytes()  # at once: a writer may replace the file meanwhile
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from None
-    notes, checksum = metadata.get("notes", ""), metadata.get("checksum")
-    if checksum != (found := _sum_up(tensors, notes)):
-        raise ValueError(
-            f"{path} is damaged, or was not written by write_tensors: its checksum is {found}, "
-            f"it should be {checksum}"
-        )
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata = header.get("__metadata__", {})
+    notes = metadata.get("notes", "")
+    was, now = {"checksum": metadata.get("checksum")}, {"checksum": _sum_up(tensors, notes)}
+    check_same(f"{path} is damaged, or was not written by write_tensors: it", was, now)
     return tensors, json.loads(notes)
 
 
@@ -144,8 +145,7 @@ def _describe(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, A
     """What must be the same where a training goes on, as it comes back from a file."""
     found = describe_model(model) | {"kind of optimizer": type(optimizer).__name__}
     found["kind of groups"] = [len(group["params"]) for group in optimizer.param_groups]
-    for name, x in model.state_dict().items():
-        found[f"kind of weight {name}"] = f"{x.dtype} {tuple(x.shape)}"
+    found |= _kinds(model.state_dict())
     return dict(json.loads(json.dumps(found)))  # tuples are lists in a file
 
 

@@ -128,7 +128,8 @@ def translation_loss(
     def loss(inner: Any, hidden: Tensor) -> Tensor:
         check_same("the batch", {"pad_id": batch.pad_id}, {"pad_id": inner.config.pad_id})
         wanted = batch.target_out[real]  # (real tokens,)
-        return cross_entropy_sum(inner, hidden[real], wanted, label_smoothing)
+        total: Tensor = cross_entropy_sum(inner, hidden[real], wanted, label_smoothing)
+        return total
 
     return model(batch.source, batch.target_in, loss), int(real.sum())
 
