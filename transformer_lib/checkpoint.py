@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from transformer_lib.door import check_same, describe_model
+from transformer_lib.door import check_numbers, check_same, describe_model
 
 __all__ = [
     "average_weights",
@@ -29,8 +29,30 @@ __all__ = [
 ]
 
 
-def _checksum(tensors: Mapping[str, Tensor], notes: str) -> str:
-    """Sum up all names, bytes and notes in 32 bits."""
+def _kinds(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What two states of one model have in common: names, dtypes and shapes."""
+    return {f"kind of weight {name}": f"{x.dtype} {tuple(x.shape)}" for name, x in state.items()}
+
+
+def average_weights(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Average several states of one model, weight by weight (paper, section 6.1).
+
+    A state is a copy of what `model.state_dict()` gave at some time; so is the result.
+
+    Raises:
+        ValueError: if there is no state, or two differ in names, dtypes or shapes.
+    """
+    check_numbers(int, 1, number_of_states=len(states))
+    for state in states:
+        check_same("a state of another model", _kinds(states[0]), _kinds(state))
+    return {
+        name: torch.stack([state[name].float() for state in states]).mean(dim=0).to(first.dtype)
+        for name, first in states[0].items()
+    }
+
+
+def _sum_up(tensors: Mapping[str, Tensor], notes: str) -> str:
+    """All names, bytes and notes in 32 bits: the checksum."""
     crc = zlib.crc32(notes.encode())
     for name in sorted(tensors):
         crc = zlib.crc32(name.encode(), crc)
@@ -39,20 +61,18 @@ def _checksum(tensors: Mapping[str, Tensor], notes: str) -> str:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], **notes: Any) -> None:
-    """Write tensors and notes into one safetensors file: whole, or not at all.
-
-    Args:
-        path: the file; an old one of that name is replaced at the very end.
-        tensors: names and tensors.
-        notes: anything JSON can hold.
+    """Write tensors, and notes that JSON can hold, into one safetensors file: whole, or not at all.
 
     Raises:
         OSError: if the disk is full or the folder cannot be written to; an old file is untouched.
     """
     path = Path(path)
-    plain = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    plain = {  # copies: safetensors takes no two tensors that share memory
+        name: x.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, x in tensors.items()
+    }
     text = json.dumps(notes)
-    content = safetensors.torch.save(plain, {"checksum": _checksum(plain, text), "notes": text})
+    content = safetensors.torch.save(plain, {"checksum": _sum_up(plain, text), "notes": text})
     handle, partial = tempfile.mkstemp(".part", f"{path.name}.", path.parent)  # a name of its own
     try:
         with open(handle, "wb") as file:
@@ -61,40 +81,29 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], **notes: Any)
             os.fsync(file.fileno())  # on the disk, not only on its way there
         os.chmod(partial, 0o644)  # mkstemp's files are for the owner only
         os.replace(partial, path)
-    except BaseException:
+    except BaseException:  # also Ctrl+C
         Path(partial).unlink(missing_ok=True)
         raise
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what write_tensors wrote.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The tensors and the notes.
+    """Read what write_tensors wrote: the tensors and the notes.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is not whole, damaged, or not from write_tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+    content = Path(path).read_bytes()  # at once: a writer may replace the file meanwhile
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from None
-    if "notes" not in metadata:
-        raise ValueError(f"{path} was not written by write_tensors: it has no notes")
-    if metadata.get("checksum") != (found := _checksum(tensors, metadata["notes"])):
-        raise ValueError(
-            f"{path} is damaged: its checksum is {found}, it should be {metadata.get('checksum')}"
-        )
-    return tensors, json.loads(metadata["notes"])
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata = header.get("__metadata__", {})
+    notes = metadata.get("notes", "")
+    was, now = {"checksum": metadata.get("checksum")}, {"checksum": _sum_up(tensors, notes)}
+    check_same(f"{path} is damaged, or was not written by write_tensors: it", was, now)
+    return tensors, json.loads(notes)
 
 
 @contextmanager
@@ -117,7 +126,8 @@ def locked(path: str | Path) -> Iterator[None]:
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            with suppress(OSError):  # Windows deletes no open file
+                lock.unlink()
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -131,15 +141,20 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def _describe(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What must be the same where a training goes on, as it comes back from a file."""
+    found = describe_model(model) | {"kind of optimizer": type(optimizer).__name__}
+    found["kind of groups"] = [len(group["params"]) for group in optimizer.param_groups]
+    found |= _kinds(model.state_dict())
+    return dict(json.loads(json.dumps(found)))  # tuples are lists in a file
+
+
 def save_checkpoint(
     path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, **notes: Any
 ) -> None:
     """Save all that is needed to go on training: weights, optimizer, random state, and notes.
 
-    Args:
-        path: the file to write.
-        model, optimizer: what is being trained, and by what.
-        notes: the step and whatever else the loop wants back; anything JSON can hold.
+    The notes are the step and whatever else the loop wants back; anything JSON can hold.
 
     Raises:
         OSError: see write_tensors.
@@ -153,21 +168,14 @@ def save_checkpoint(
     tensors["random"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    kept = {"kind": type(optimizer).__name__, "groups": state["param_groups"], "numbers": numbers}
-    write_tensors(path, tensors, notes=notes, optimizer=kept, model=describe_model(model))
+    kept = {"groups": state["param_groups"], "numbers": numbers}
+    write_tensors(path, tensors, notes=notes, optimizer=kept, of=_describe(model, optimizer))
 
 
 def load_checkpoint(
     path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
-    """Bring model, optimizer and torch's random numbers back to where save_checkpoint saw them.
-
-    Args:
-        path: the file.
-        model, optimizer: of the same kind and sizes as those that were saved.
-
-    Returns:
-        The notes.
+    """Bring model, optimizer and random numbers back to where they were saved; give the notes.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -175,21 +183,11 @@ def load_checkpoint(
     """
     model = unwrap(model)
     tensors, saved = read_tensors(path)
-    if not {"notes", "optimizer", "model"} <= saved.keys() or "random" not in tensors:
+    if not {"notes", "optimizer", "of"} <= saved.keys():
         raise ValueError(f"{path} is no checkpoint: it holds {sorted(saved)} only")
-    now = json.loads(json.dumps(describe_model(model)))  # tuples are lists in a file
-    check_same(f"{path}, another model,", saved["model"], now)
-    check_same(
-        f"{path}, another optimizer,",
-        {"kind": saved["optimizer"]["kind"], "groups": len(saved["optimizer"]["groups"])},
-        {"kind": type(optimizer).__name__, "groups": len(optimizer.param_groups)},
-    )
+    now = _describe(model, optimizer)
+    check_same(f"{path}, of another model or another optimizer,", saved["of"], now)
     weights = {n.removeprefix("model."): x for n, x in tensors.items() if n.startswith("model.")}
-    shapes = {name: tuple(x.shape) for name, x in model.state_dict().items()}
-    if shapes != (found := {name: tuple(x.shape) for name, x in weights.items()}):
-        raise ValueError(
-            f"{path} is of another model: {sorted(set(found.items()) ^ set(shapes.items()))[:4]}"
-        )
     states: dict[int, dict[str, Any]] = {}
     for name, x in [*tensors.items(), *saved["optimizer"]["numbers"].items()]:
         if name.startswith("optimizer."):
@@ -201,28 +199,3 @@ def load_checkpoint(
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])
     return dict(saved["notes"])
-
-
-def average_weights(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Average several states of one model, weight by weight (paper, section 6.1).
-
-    Args:
-        states: what `model.state_dict()` gave at several times; copies, since training changes them.
-
-    Returns:
-        A state for `model.load_state_dict`.
-
-    Raises:
-        ValueError: if there is no state, or two differ in names or shapes.
-    """
-    if not states:
-        raise ValueError("there is nothing to average: no states")
-    shapes = [{name: tuple(x.shape) for name, x in state.items()} for state in states]
-    for other in shapes[1:]:
-        if other != shapes[0]:
-            differing = sorted(set(shapes[0].items()) ^ set(other.items()))
-            raise ValueError(f"the states are of different models, they differ in {differing[:4]}")
-    return {
-        name: torch.stack([state[name].float() for state in states]).mean(dim=0).to(first.dtype)
-        for name, first in states[0].items()
-    }

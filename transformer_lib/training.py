@@ -58,21 +58,26 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         label_smoothing: float,
         *parameters: Tensor,
     ) -> Tensor:
-        total = torch.zeros((), device=hidden.device)
-        grads: list[Any] = [torch.empty_like(hidden), *(None for _ in parameters)]
+        exact = torch.promote_types(hidden.dtype, torch.float32)  # for logarithms and sums
+        total = hidden.new_zeros((), dtype=exact)
+        grads: list[Any] = [torch.zeros_like(hidden), *(None for _ in parameters)]
         for start in range(0, len(targets), 512):
             piece = hidden[start : start + 512].detach().requires_grad_()  # (512, d_model)
+            wanted = targets[start : start + 512]  # (512,)
             with torch.enable_grad():
-                logits = project(piece).float()  # (512, vocab_size)
-                wanted = targets[start : start + 512]
+                # A view, since torch's FlopCounterMode follows no leaf into a module
+                logits = project(piece.view_as(piece)).to(exact)  # (512, vocab_size)
                 loss = F.cross_entropy(
                     logits, wanted, reduction="sum", label_smoothing=label_smoothing
                 )
-            found = torch.autograd.grad(loss, (piece, *parameters), allow_unused=True)
             total += loss.detach()
+            if not any(ctx.needs_input_grad):  # evaluation
+                continue
+            found = torch.autograd.grad(loss, (piece, *parameters), allow_unused=True)
             grads[0][start : start + 512] = found[0]
             for i, grad in enumerate(found[1:], start=1):
-                grads[i] = grad if grads[i] is None or grad is None else grads[i].add_(grad)
+                if grad is not None:  # autograd may give one tensor to two parameters: copy it
+                    grads[i] = grad.clone() if grads[i] is None else grads[i].add_(grad)
         ctx.save_for_backward(*grads)
         return total
 
@@ -87,23 +92,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def cross_entropy_sum(
     model: nn.Module, hidden: Tensor, targets: Tensor, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Cross-entropy of model.project(hidden), summed over the tokens; 512 logits at a time.
+    """Cross-entropy of model.project(hidden) in nats, summed over the tokens, 512 at a time.
 
-    Args:
-        model: its method `project` makes logits (tokens, vocab_size).
-        hidden: shape (tokens, d_model).
-        targets: the right ids, shape (tokens,).
-        label_smoothing: share of the probability that is spread evenly over the vocabulary.
+    (tokens, d_model) and the right ids (tokens,) -> (). label_smoothing is the share of the
+    probability that is spread evenly over the vocabulary.
 
-    Returns:
-        The sum, in nats, float32, shape ().
+    Raises:
+        ValueError: if label_smoothing is no share.
     """
     check_numbers(float, 0, 1, label_smoothing=label_smoothing)
-    parameters = (
-        [p for p in model.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
-    )
+    trained = [p for p in model.parameters() if p.requires_grad and torch.is_grad_enabled()]
     total: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        model.project, hidden, targets, label_smoothing, *parameters
+        model.project, hidden, targets, label_smoothing, *trained
     )
     return total
 
@@ -111,17 +111,14 @@ def cross_entropy_sum(
 def translation_loss(
     model: nn.Module, batch: Any, label_smoothing: float = 0.0
 ) -> tuple[Tensor, int]:
-    """Cross-entropy of the next token, summed over the real target tokens (paper, section 5.4).
+    """Cross-entropy of the next token in nats, and of how many real tokens it is the sum.
 
-    Logits are made for real tokens only, never for padding.
+    Logits are made for real tokens only, never for padding (paper, sections 3.1 and 5.4).
 
     Args:
         model: a Transformer, or another model whose forward takes (source, target, loss).
         batch: source (batch, source), target_in and target_out (batch, target), pad_id.
-        label_smoothing: share of the probability that is spread evenly over the vocabulary.
-
-    Returns:
-        The sum in nats, shape (), and how many tokens it is of.
+        label_smoothing: as in cross_entropy_sum.
 
     Raises:
         ValueError: if model and batch have different padding ids.
@@ -141,28 +138,20 @@ Loss = Callable[[nn.Module, Any, float], tuple[Tensor, int]]
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.Adam:
-    """Make Adam with the paper's settings: beta_1 0.9, beta_2 0.98, epsilon 1e-9 (section 5.3).
+    """Adam with the paper's settings: beta_1 0.9, beta_2 0.98, epsilon 1e-9 (section 5.3).
 
     Its learning rate starts at 0, so nothing moves until the schedule sets one, before each step:
     `for group in optimizer.param_groups: group["lr"] = learning_rate(step, d_model)`.
-
-    Args:
-        model: whose parameters are to be trained; move it to its device first.
+    Move the model to its device first.
     """
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
     return torch.optim.Adam(model.parameters(), lr=0.0, betas=(0.9, 0.98), eps=1e-9, fused=fused)
 
 
 def learning_rate(step: int, d_model: int, warmup_steps: int = 4000) -> float:
-    """Give a step's learning rate: up in a line, then down as 1 / sqrt(step) (paper, section 5.3).
+    """d_model^-0.5 * min(step^-0.5, step * warmup_steps^-1.5) (paper, section 5.3, equation 3).
 
-    Args:
-        step: number of the step, counted from 1.
-        d_model: width of the model; a wider one learns with smaller steps.
-        warmup_steps: where the rate peaks, at (d_model * warmup_steps)^-0.5.
-
-    Returns:
-        d_model^-0.5 * min(step^-0.5, step * warmup_steps^-1.5).
+    Steps count from 1; the peak, (d_model * warmup_steps)^-0.5, is at step warmup_steps.
 
     Raises:
         ValueError: if one of the three is below 1.
@@ -187,11 +176,7 @@ def evaluate_loss(model: nn.Module, batches: Iterable[Any], loss: Loss = transla
     """The loss without label smoothing and without dropout: nats a token, or whatever is counted.
 
     Every token counts alike, whichever batch it stands in; e to this power is the perplexity.
-
-    Args:
-        model: put into eval mode for the call; then each part is in the mode it was in.
-        batches: what to evaluate on; they need not be of one size.
-        loss: as in train.
+    Afterwards each part of the model is in the mode, train or eval, that it was in.
 
     Raises:
         ValueError: if there is no batch.
