@@ -79,10 +79,10 @@ from transformer_lib.pairs import (
 from transformer_lib.recurrent import (
     GRUCell,
     LSTMCell,
-    RNNCell,
     RecurrentConfig,
     RecurrentState,
     RecurrentTranslator,
+    RNNCell,
 )
 from transformer_lib.similarity import (
     AdditiveSimilarity,
@@ -126,20 +126,22 @@ from transformer_lib.translator import Translator
 from transformer_lib.vision import FASHION_CLASSES, AttentionPooling, load_fashion
 
 __all__ = [
+    "BOS_ID",
+    "EOS_ID",
+    "FASHION_CLASSES",
+    "PAD_ID",
+    "SPECIAL_TOKENS",
     "AdditiveSimilarity",
     "AttentionPooling",
-    "BOS_ID",
     "Batch",
     "BilinearSimilarity",
     "BleuScore",
     "Decoder",
     "DecoderLayer",
     "Dropout",
-    "EOS_ID",
     "Encoder",
     "EncoderLayer",
     "Example",
-    "FASHION_CLASSES",
     "FeedForward",
     "GRUCell",
     "Hypothesis",
@@ -150,7 +152,6 @@ __all__ = [
     "LazyBatches",
     "LearnedPositionalEncoding",
     "MultiHeadAttention",
-    "PAD_ID",
     "Pair",
     "Progress",
     "RNNCell",
@@ -158,7 +159,6 @@ __all__ = [
     "RecurrentState",
     "RecurrentTranslator",
     "ResidualConnection",
-    "SPECIAL_TOKENS",
     "SinusoidalPositionalEncoding",
     "Stack",
     "TokenEmbedding",

@@ -154,8 +154,7 @@ class MultiHeadAttention(nn.Module):
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(batch, length, heads * d_k) -> (batch, heads, length, d_k)."""
-        heads: Tensor = x.unflatten(-1, (-1, self.d_k))  # (batch, length, heads, d_k)
-        return heads.transpose(1, 2)
+        return x.view(*x.shape[:-1], -1, self.d_k).transpose(1, 2)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool

@@ -71,8 +71,10 @@ class Dropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop entries of a tensor of any shape."""
+        if not self.training:
+            return input
         dropped = round(self.p * 65_536)  # of all 65,536 draws
-        if not self.training or input.device.type != "cpu" or dropped in (0, 65_536):
+        if input.device.type != "cpu" or dropped in (0, 65_536):
             return super().forward(input)
         count = input.numel()
         draws = torch.empty(count // 4 + 1, dtype=torch.int64).random_(-(2**63), None)

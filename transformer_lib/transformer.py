@@ -191,8 +191,9 @@ class Transformer(nn.Module):
             cache, memory_cache: as in DecoderLayer.
         """
         check_tokens("target", target)
-        if source is not None and memory.shape[:2] != source.shape:
-            raise ValueError(f"memory {[*memory.shape]} is not of a source {[*source.shape]}")
+        shapes = [tuple(x.shape) for x in (target, memory) + (() if source is None else (source,))]
+        if len({shape[0] for shape in shapes}) > 1 or shapes[-1][1] != shapes[1][1]:
+            raise ValueError(f"target, memory and source do not belong together: {shapes}")
         # (batch, 1, 1, source)
         allowed = None if source is None else padding_mask(source, self.config.pad_id)
         x = self.embed(target, 0 if cache is None else cache.length)  # (batch, target, d_model)

@@ -299,8 +299,8 @@ def test_evaluating_gives_each_part_its_own_mode_back(model: Transformer) -> Non
         (rows(3).float(), rows(2), ["float32"]),
         (rows(3), rows(2).float(), ["float32"]),
         (rows(3)[0], rows(2), ["(3,)"]),
-        (rows(3, 3), rows(2), ["batch size", "1, 2 and 2"]),
-        (rows(3), rows(2, 2), ["batch size", "2, 1 and 1"]),
+        (rows(3, 3), rows(2), ["together", "(1, 2), (2, 3"]),
+        (rows(3), rows(2, 2), ["together", "(2, 2), (1, 3"]),
     ],
 )
 def test_bad_input_is_refused(
@@ -314,7 +314,7 @@ def test_bad_input_is_refused(
 
 @pytest.mark.parametrize("length", [1, 3])  # a mask of one would broadcast
 def test_memory_of_another_source_is_refused(model: Transformer, length: int) -> None:
-    with pytest.raises(ValueError, match=rf"memory \[1, 4, 16\].*source \[1, {length}\]"):
+    with pytest.raises(ValueError, match=rf"together.*\(1, 4, 16\), \(1, {length}\)"):
         model.decode(rows(2), model.encode(rows(4)), rows(length))
 
 
