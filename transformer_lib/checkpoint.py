@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
+import safetensors
+import safetensors.torch as st
 import torch
 from torch import Tensor, nn
 
@@ -72,7 +73,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], **notes: Any)
         for name, x in tensors.items()
     }
     text = json.dumps(notes)
-    content = safetensors.torch.save(plain, {"checksum": _sum_up(plain, text), "notes": text})
+    content = st.save(plain, {"checksum": _sum_up(plain, text), "notes": text})
     handle, partial = tempfile.mkstemp(".part", f"{path.name}.", path.parent)  # a name of its own
     try:
         with open(handle, "wb") as file:
@@ -95,7 +96,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     content = Path(path).read_bytes()  # at once: a writer may replace the file meanwhile
     try:
-        tensors = safetensors.torch.load(content)
+        tensors = st.load(content)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from None
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
