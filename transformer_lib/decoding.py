@@ -34,37 +34,30 @@ class IncrementalDecoder:
 
     Args:
         model: in eval mode; a Transformer, or another model whose decode takes two caches.
-        source: ids, shape (batch, source), padded on the right.
-        beam_size: rows for each sentence; rows b * beam_size and on belong to sentence b.
+        source: ids, shape (batch, source), padded on the right; at first each has one row.
     """
 
-    def __init__(self, model: Any, source: Tensor, beam_size: int = 1) -> None:
-        check_tokens("source", source)
-        real = source != model.config.pad_id  # (batch, source)
+    def __init__(self, model: Any, source: Tensor) -> None:
+        self.model, self.memory = model, model.encode(source)  # (rows, source, d_model)
+        real = source != model.config.pad_id  # (rows, source)
         if not real.any(dim=1).all():
             raise ValueError("a source row holds nothing but padding")
-        self.model = model
-        self.memory = model.encode(source).repeat_interleave(beam_size, dim=0)  # rows
-        self.source = None if real.all() else source.repeat_interleave(beam_size, dim=0)
+        self.source = None if real.all() else source  # without padding nothing is masked
         self.cache, self.memory_cache = KeyValueCache(), KeyValueCache(grows=False)
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Read one more token in each row: ids (rows,), <bos> at first, then what was chosen.
-
-        Returns:
-            Logits of what follows, shape (rows, vocab_size).
-        """
+        """Read one more token in each row, <bos> first: ids (rows,) -> logits (rows, vocab_size)."""
         caches = self.cache, self.memory_cache
         hidden = self.model.decode(tokens[:, None], self.memory, self.source, *caches)
         logits: Tensor = self.model.project(hidden[:, 0])
         return logits
 
     def reorder(self, rows: Tensor) -> None:
-        """Let row i continue what row rows[i], of the same sentence, has written; (rows,)."""
+        """Let row i continue what row rows[i], of the same sentence, has written."""
         self.cache.select(rows)
 
     def keep(self, rows: Tensor) -> None:
-        """Let row i continue what row rows[i] has written, of whatever sentence; the others end."""
+        """Let row i continue what row rows[i] has written: some rows end, others double."""
         self.cache.select(rows)
         self.memory_cache.select(rows)
         self.memory = self.memory[rows]
@@ -73,36 +66,34 @@ class IncrementalDecoder:
 
 @contextmanager
 def by_columns(model: nn.Module) -> Iterator[None]:
-    """Keep the matrices of linear maps in memory column after column for a while, as they are read.
+    """Keep wide matrices in memory column after column for a while: the same numbers.
 
-    The numbers are the same, and so is every method of the model: only the product of a matrix with
-    one vector gets faster, on many processors.
+    The product of such a matrix with one vector is faster on many processors.
     """
-    rows = {}
+    stored = {}
     for part in model.modules():
-        weight = getattr(part, "weight", None)
+        weight: Any = getattr(part, "weight", None)
         is_map = isinstance(part, nn.Linear | TokenEmbedding) and isinstance(weight, nn.Parameter)
-        if is_map and weight.size(0) >= weight.size(1) and weight not in rows:
-            rows[weight] = weight.data
-            weight.data = weight.data.t().contiguous().t()
+        if is_map and weight.size(0) > weight.size(1) and weight not in stored:
+            stored[weight] = weight.data
+            weight.data = weight.data.t().contiguous().t()  # (out, in) as before
     try:
         yield
     finally:
-        for weight, data in rows.items():
+        for weight, data in stored.items():
             weight.data = data
 
 
-def _start(model: nn.Module, source: Tensor, beam_size: int = 1) -> Any:
+def _start(model: nn.Module, source: Tensor) -> Any:
     """What steps through a model: the model's own `incremental_decoder`, if it has one."""
     own = getattr(model, "incremental_decoder", None)
-    if own is None and not hasattr(model, "decode"):
-        raise ValueError(f"{type(model).__name__} has no method decode, nor incremental_decoder")
-    return IncrementalDecoder(model, source, beam_size) if own is None else own(source, beam_size)
+    return IncrementalDecoder(model, source) if own is None else own(source)
 
 
 def _limits(model: Any, source: Tensor, max_new_tokens: int | Sequence[int]) -> list[int]:
     """The most tokens that each row may get."""
-    if isinstance(max_new_tokens, int):
+    check_tokens("source", source)
+    if not isinstance(max_new_tokens, Sequence):
         max_new_tokens = [max_new_tokens] * len(source)
     limits = list(max_new_tokens)
     if len(limits) != len(source):
@@ -114,7 +105,7 @@ def _limits(model: Any, source: Tensor, max_new_tokens: int | Sequence[int]) -> 
 
 def _sound(logits: Tensor) -> Tensor:
     """Refuse a model whose weights are broken, and give its logits in float32."""
-    if logits.isnan().any():
+    if logits.max().isnan():
         raise ValueError("the model says NaN: its weights hold NaN, or numbers far too large")
     return logits.float()
 
@@ -207,45 +198,39 @@ def beam_search(
     finished one any more.
 
     Args:
-        model: put into eval mode for the call, and back into the mode it was in.
-        source: ids, shape (batch, source), padded on the right.
-        max_new_tokens: how many tokens a row may get at most, <eos> counted; one number, or one
-            for each row.
+        model, source, max_new_tokens, bos_id, eos_id: as in greedy_decode.
         beam_size: beginnings kept for each sentence; 4 in the paper.
-        length_penalty: alpha, 0.6 in the paper; 0 prefers short translations.
-        bos_id: the id that begins a target.
-        eos_id: the id that ends one.
+        length_penalty: alpha, from 0 to 10; 0 prefers short translations.
 
     Returns:
         For each row its hypotheses, best first: the finished ones, at most beam_size, or the
         unfinished ones if none was finished within max_new_tokens.
 
     Raises:
-        ValueError: if beam_size is below 1, length_penalty below 0, or for what greedy_decode
+        ValueError: for a beam_size or length_penalty out of range, and for what greedy_decode
             refuses.
     """
-    check_numbers(int, 1, beam_size=beam_size)
-    check_numbers(float, 0, length_penalty=length_penalty)
+    check_numbers(int, 1, 10_000, beam_size=beam_size)
+    check_numbers(float, 0, 10, length_penalty=length_penalty)
     limits = _limits(model, source, max_new_tokens)
     penalty = [((5 + n) / 6) ** length_penalty for n in range(max(limits) + 1)]
     finished: list[list[Hypothesis]] = [[] for _ in limits]
     results: list[list[Hypothesis]] = [[] for _ in limits]
     active = list(range(len(limits)))  # the sentences that are still being written
     with evaluating(model), torch.inference_mode(), by_columns(model):
-        decoder = _start(model, source, beam_size)
-        # At first all beams are the same: only one of each sentence counts.
-        total = torch.full((len(limits), beam_size), -math.inf, device=source.device)
-        total[:, 0] = 0.0  # (active, beam)
-        written = source.new_full((len(limits) * beam_size, 1), bos_id)  # (rows, length)
+        decoder = _start(model, source)
+        # One row a sentence: of beginnings that are all alike, one is enough.
+        written = source.new_full((len(active), 1), bos_id)  # (rows, length)
+        total = torch.zeros(len(active), 1, device=source.device)  # (active, beam)
         for length in range(1, max(limits) + 1):
             logits = _sound(decoder.step(written[:, -1]))  # (rows, vocab_size)
             # Two candidates a beam: if half of them end here, there are still enough to go on.
             best, token = logits.topk(each := min(2 * beam_size, logits.size(-1)))  # (rows, each)
             best = best - logits.logsumexp(dim=-1, keepdim=True) + total.view(-1, 1)
-            kept = min(2 * beam_size, beam_size * each)
-            total, place = best.view(len(active), -1).topk(kept)  # (active, kept) twice
+            best = best.view(len(active), -1)  # (active, beam * each)
+            first_row = torch.arange(len(active), device=source.device)[:, None] * total.size(1)
+            total, place = best.topk(min(2 * beam_size, best.size(1)))  # (active, kept) twice
             token = token.view(len(active), -1).gather(1, place)  # (active, kept)
-            first_row = torch.arange(len(active), device=source.device)[:, None] * beam_size
             row = first_row + place // each  # (active, kept): which row it continues
             ends = token == eos_id  # (active, kept)
             for i, rank in ends.nonzero().tolist():
@@ -255,8 +240,8 @@ def beam_search(
                     finished[active[i]].append(Hypothesis(tokens.tolist(), score, log_probability))
             going_on = ends.int().argsort(dim=1, stable=True)[:, :beam_size]  # (active, beam)
             total = total.masked_fill(ends, -math.inf).gather(1, going_on)  # (active, beam)
-            row = row.gather(1, going_on)  # (active, beam)
-            written = torch.cat([written[row.flatten()], token.gather(1, going_on).view(-1, 1)], 1)
+            row, token = row.gather(1, going_on), token.gather(1, going_on)  # (active, beam) twice
+            texts = torch.cat([written[row], token[..., None]], dim=2)  # (active, beam, length + 1)
             still = []
             for i, sentence in enumerate(active):
                 limit, found = limits[sentence], finished[sentence]
@@ -266,8 +251,7 @@ def beam_search(
                 if found and (length == limit or found[0].score >= reachable):
                     results[sentence] = found[:beam_size]
                 elif length == limit:
-                    texts = written.view(len(active), beam_size, -1)[i, :, 1:].tolist()
-                    scored = zip(texts, total[i].tolist(), strict=True)
+                    scored = zip(texts[i, :, 1:].tolist(), total[i].tolist(), strict=True)
                     results[sentence] = [
                         Hypothesis(text, p / penalty[length], p)
                         for text, p in scored
@@ -275,15 +259,14 @@ def beam_search(
                     ]
                 else:
                     still.append(i)
-            if len(still) == len(active):
-                decoder.reorder(row.flatten())
-            elif not still:
+            if not still:
                 break
+            if row.numel() == len(written) and len(still) == len(active):
+                decoder.reorder(row.flatten())  # the same sentences, the same number of rows
             else:
-                active = [active[i] for i in still]
                 decoder.keep(row[still].flatten())
-                written = written.view(len(row), beam_size, -1)[still].flatten(0, 1)
-                total = total[still]
+            active = [active[i] for i in still]
+            written, total = texts[still].flatten(0, 1), total[still]
     return results
 
 
@@ -302,7 +285,7 @@ def sample(
 
     Args:
         model, source, max_new_tokens, bos_id, eos_id: as in greedy_decode.
-        temperature: logits are divided by it; below 1 the likely becomes likelier.
+        temperature: logits are divided by it, 1e-6 to 1e6; below 1 the likely becomes likelier.
         top_k: draw from the top_k likeliest tokens only (Fan et al., 2018).
         top_p: draw from the fewest tokens only that together have this probability
             (Holtzman et al., 2020).
@@ -312,11 +295,10 @@ def sample(
         As greedy_decode.
 
     Raises:
-        ValueError: if temperature is not above 0, top_k below 1, top_p not above 0 and at most 1,
-            or for what greedy_decode refuses.
+        ValueError: for a temperature, top_k or top_p out of range, and for what greedy_decode refuses.
     """
-    check_numbers(float, 1e-30, temperature=temperature)
-    check_numbers(int, 1, top_k=1 if top_k is None else top_k)
+    check_numbers(float, 1e-6, 1e6, temperature=temperature)
+    check_numbers(int, 1, 2**31, top_k=1 if top_k is None else top_k)
     check_numbers(float, 1e-30, 1, top_p=1.0 if top_p is None else top_p)
 
     def choose(logits: Tensor) -> Tensor:

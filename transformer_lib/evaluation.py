@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from transformer_lib.door import check_numbers
 from transformer_lib.transformer import TransformerConfig
 
 __all__ = ["BleuScore", "bleu", "bootstrap_interval", "chrf", "tokenize_13a", "training_flops"]
@@ -24,13 +25,9 @@ _ENTITIES = {"&quot;": '"', "&amp;": "&", "&lt;": "<", "&gt;": ">"}  # in this o
 
 
 def tokenize_13a(text: str) -> list[str]:
-    """Cut text into words and punctuation marks by the rules of mteval-v13a, WMT's script.
+    """Cut a sentence into words and punctuation marks by the rules of mteval-v13a, WMT's script.
 
-    Args:
-        text: one sentence, as people write it.
-
-    Returns:
-        Its tokens: "1,000" and "don't" stay whole, "well-known" too; "(yes)." becomes four.
+    "1,000", "don't" and "well-known" stay whole; "(yes)." becomes four tokens.
     """
     text = text.rstrip().replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
     for entity, character in _ENTITIES.items():
@@ -68,35 +65,27 @@ def _bleu_counts(
 
 @dataclass(frozen=True)
 class BleuScore:
-    """BLEU of a set of translations, with the numbers it is made of.
+    """BLEU of a set of translations, with the numbers it is made of, each over the whole set."""
 
-    score: from 0 to 100.
-    precisions: in percent, of runs of 1, 2, 3 and 4 tokens, each over the whole set.
-    brevity_penalty: from 0 to 1; 1 if the translations are long enough.
-    hypothesis_length, reference_length: in tokens, over the whole set.
-    signature: how it was computed, in sacrebleu's notation.
-    """
-
-    score: float
-    precisions: tuple[float, ...]
-    brevity_penalty: float
-    hypothesis_length: int
+    score: float  # from 0 to 100
+    precisions: tuple[float, ...]  # in percent, of runs of 1, 2, 3 and 4 tokens
+    brevity_penalty: float  # from 0 to 1; 1 if the translations are long enough
+    hypothesis_length: int  # in tokens
     reference_length: int
-    signature: str
+    signature: str  # how it was computed, in sacrebleu's notation
 
 
 def _paired(
     hypotheses: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]]
 ) -> list[tuple[str, list[str]]]:
-    """Give each hypothesis with the list of its references."""
+    """Each hypothesis with the list of its references."""
     if isinstance(hypotheses, str) or isinstance(references, str):
         raise ValueError("hypotheses and references are lists of sentences, got one string")
-    if len(hypotheses) != len(references):
+    if not 0 < len(hypotheses) == len(references):
         raise ValueError(
-            f"{len(hypotheses)} hypotheses, but references for {len(references)} sentences"
+            f"{len(hypotheses)} hypotheses, but references for {len(references)} sentences: "
+            "there must be as many, and at least one"
         )
-    if not hypotheses:
-        raise ValueError("nothing to score: got 0 hypotheses")
     lists = [[entry] if isinstance(entry, str) else list(entry) for entry in references]
     if not all(lists):
         raise ValueError(f"sentence {lists.index([])} has no reference")
@@ -137,12 +126,8 @@ def bleu(
         references: for each sentence one text, or a list of several.
         tokenize: cuts a text into words.
 
-    Returns:
-        The score, its parts and its signature.
-
     Raises:
-        ValueError: if there is no sentence, a sentence without a reference, or not as many
-            hypotheses as entries in references.
+        ValueError: if there is no sentence, one without a reference, or one side has more.
     """
     pairs = _paired(hypotheses, references)
     sentences = [_bleu_counts(*pair, tokenize) for pair in pairs]
@@ -183,18 +168,9 @@ def _chrf_from_counts(counts: Sequence[int]) -> float:
 def chrf(hypotheses: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]]) -> float:
     """Score translations by the runs of 1 to 6 characters that they share with references.
 
-    chrF2 of Popović (2015), as sacrebleu computes it by default: spaces do not count, and recall
-    weighs more than precision.
-
-    Args:
-        hypotheses: the translations, one text a sentence.
-        references: for each sentence one text, or a list of several, of which the best is taken.
-
-    Returns:
-        The score, from 0 to 100.
-
-    Raises:
-        ValueError: as for bleu.
+    chrF2 of Popović (2015), from 0 to 100, as sacrebleu computes it by default: spaces do not
+    count, recall weighs more than precision, and of several references the best is taken. Takes
+    and refuses what bleu does.
     """
     sentences = [
         max((_chrf_counts(hypothesis, text) for text in texts), key=_chrf_from_counts)
@@ -217,22 +193,16 @@ def bootstrap_interval(
     score them, repeat. Each sentence is counted once; a resample adds up counts.
 
     Args:
-        hypotheses: the translations, one text a sentence.
-        references: for each sentence one text, or a list of several.
-        level: share of the resamples that lie inside.
+        hypotheses, references: as for bleu.
+        level: share of the resamples that lie inside, between 0 and 1.
         resamples: how often to draw.
         seed: of the draws.
 
-    Returns:
-        The lower and the upper end, in BLEU from 0 to 100.
-
     Raises:
-        ValueError: if level is not between 0 and 1, resamples is below 1, or as for bleu.
+        ValueError: if level or resamples is out of range, and for what bleu refuses.
     """
-    if not 0 < level < 1 or resamples < 1:
-        raise ValueError(
-            f"level must lie between 0 and 1 and resamples be at least 1, got {level}, {resamples}"
-        )
+    check_numbers(float, 1e-9, 1 - 1e-9, level=level)
+    check_numbers(int, 1, resamples=resamples)
     pairs = _paired(hypotheses, references)
     counts = torch.tensor([_bleu_counts(*pair, tokenize_13a) for pair in pairs])  # (sentences, 10)
     generator = torch.Generator().manual_seed(seed)
@@ -261,23 +231,16 @@ def training_flops(
     Args:
         config: sizes of the model.
         sentences: rows of the batch.
-        source_length, target_length: columns of the batch, padding included: it is computed, too.
+        source_length, target_length: its columns, padding included: it is computed, too.
         target_tokens: real target tokens, which alone get logits; None means all.
-
-    Returns:
-        FLOPs of forward and backward pass together.
 
     Raises:
         ValueError: if a size is below 1, or target_tokens are more than the batch can hold.
     """
+    check_numbers(int, 1, sentences=sentences, source=source_length, target=target_length)
     target = sentences * target_length  # positions
     real = target if target_tokens is None else target_tokens
-    sizes = (sentences, source_length, target_length, real)
-    if min(sizes) < 1 or real > target:
-        raise ValueError(
-            "sentences, source_length, target_length and target_tokens must be at least 1, and "
-            f"target_tokens at most sentences * target_length = {target}, got {sizes}"
-        )
+    check_numbers(int, 1, target, target_tokens=real)
     source = sentences * source_length  # positions
     d, d_ff = config.d_model, config.d_ff
     encoder = source * (4 * d * d + 2 * d * d_ff) + 2 * source * source_length * d

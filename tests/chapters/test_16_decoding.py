@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,19 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from transformer_lib import decoding
 from transformer_lib.book.checks.chapter_16 import (
     check_beam_search,
     check_length_penalty,
     check_top_p,
 )
+from transformer_lib.convert import from_torch
 from transformer_lib.decoding import (
     Hypothesis,
     IncrementalDecoder,
     beam_search,
+    by_columns,
     greedy_decode,
     sample,
 )
-from transformer_lib.transformer import Transformer, TransformerConfig, from_torch
+from transformer_lib.recurrent import RecurrentConfig, RecurrentTranslator
+from transformer_lib.transformer import Transformer, TransformerConfig
 
 BOS, EOS = 1, 2
 SOURCE = torch.tensor([[3, 4, 5, 6, EOS], [7, 8, EOS, 0, 0], [5, EOS, 0, 0, 0]])
@@ -40,7 +46,7 @@ def model_of(
     return model
 
 
-def log_probability(model: Transformer, source: Tensor, tokens: list[int], ended: bool) -> float:
+def log_probability(model: nn.Module, source: Tensor, tokens: list[int], ended: bool) -> float:
     """Of a translation, by the whole model, without a cache."""
     target = torch.tensor([[BOS, *tokens]])
     with torch.inference_mode():
@@ -49,45 +55,63 @@ def log_probability(model: Transformer, source: Tensor, tokens: list[int], ended
     return sum(log_p[i, token].item() for i, token in enumerate(wanted))
 
 
+def uncached(model: nn.Module, source: Tensor, most: int) -> list[int]:
+    """Chapter 12's loop for one sentence: the whole decoder anew for each token."""
+    tokens: list[int] = []
+    while len(tokens) < most:
+        token = int(model(source, torch.tensor([[BOS, *tokens]]))[0, -1].argmax())
+        if token == EOS:
+            break
+        tokens.append(token)
+    return tokens
+
+
+def all_ways(model: nn.Module, source: Tensor, most: Any = 4) -> list[list[list[int]]]:
+    """What greedy decoding, beam search and sampling write."""
+    found = beam_search(model, source, most, beam_size=3)
+    drawn = sample(model, source, most, generator=torch.Generator().manual_seed(0))
+    return [greedy_decode(model, source, most), [h[0].tokens for h in found], drawn]
+
+
 @settings(max_examples=20, deadline=None)
-@given(
-    seed=st.integers(0, 1000),
-    norm_first=st.booleans(),
-    beam_size=st.integers(1, 3),
-    length=st.integers(1, 12),
-)
-def test_step_by_step_is_one_pass(seed: int, norm_first: bool, beam_size: int, length: int) -> None:
+@given(seed=st.integers(0, 1000), norm_first=st.booleans(), length=st.integers(1, 12))
+def test_step_by_step_is_one_pass(seed: int, norm_first: bool, length: int) -> None:
     model = model_of(seed, norm_first=norm_first)
-    target = torch.randint(3, 11, (3 * beam_size, length))
+    target = torch.randint(3, 11, (3, length))
     with torch.inference_mode():
-        whole = model(SOURCE.repeat_interleave(beam_size, dim=0), target)
-        decoder = IncrementalDecoder(model, SOURCE, length, beam_size)
+        decoder = IncrementalDecoder(model, SOURCE)
         steps = torch.stack([decoder.step(column) for column in target.T], dim=1)
+        whole = model(SOURCE, target)
     torch.testing.assert_close(steps, whole, atol=1e-4, rtol=1e-4)
 
 
-def test_reordered_rows_continue_the_right_past() -> None:
+def test_rows_that_double_end_or_change_places_continue_the_right_past() -> None:
     model = model_of(1)
-    target = torch.randint(3, 11, (6, 5))
-    rows = torch.tensor([1, 1, 2, 3, 5, 4])
+    source = SOURCE
+    written = torch.randint(3, 11, (3, 4))
     with torch.inference_mode():
-        decoder = IncrementalDecoder(model, SOURCE, 6, beam_size=2)
-        for column in target.T:
+        decoder = IncrementalDecoder(model, source)
+        for column in written.T:
             decoder.step(column)
-        decoder.reorder(rows)
-        new = torch.randint(3, 11, (6,))
-        stepped = decoder.step(new)
-        written = torch.cat([target[rows], new[:, None]], dim=1)
-        whole = model(SOURCE.repeat_interleave(2, dim=0), written)[:, -1]
-    torch.testing.assert_close(stepped, whole, atol=1e-4, rtol=1e-4)
+        for way, rows in (
+            (decoder.keep, [0, 0, 1, 1, 2, 2]),
+            (decoder.reorder, [1, 0, 2, 2, 5, 4]),
+            (decoder.keep, [5, 4, 1, 1]),
+        ):
+            way(torch.tensor(rows))
+            if way == decoder.keep:
+                source = source[rows]
+            new = torch.randint(3, 11, (len(rows),))
+            written = torch.cat([written[rows], new[:, None]], dim=1)
+            whole = model(source, written)[:, -1]
+            torch.testing.assert_close(decoder.step(new), whole, atol=1e-4, rtol=1e-4)
 
 
 def test_a_model_from_torch_is_decoded_too() -> None:
-    torch.manual_seed(0)
     theirs = nn.Transformer(16, 2, 1, 1, 32, batch_first=True)
     model = from_torch(theirs, torch.randn(11, 16)).eval()
     with torch.inference_mode():
-        decoder = IncrementalDecoder(model, SOURCE, 3)
+        decoder = IncrementalDecoder(model, SOURCE)
         steps = [decoder.step(torch.full((3,), token)) for token in (1, 4, 5)]
         whole = model(SOURCE, torch.tensor([[1, 4, 5]]).expand(3, 3))
     torch.testing.assert_close(torch.stack(steps, dim=1), whole, atol=1e-4, rtol=1e-4)
@@ -95,26 +119,16 @@ def test_a_model_from_torch_is_decoded_too() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1000))
-def test_a_batch_is_its_rows_one_by_one(seed: int) -> None:
+def test_a_batch_is_its_rows_one_by_one_and_greedy_is_the_uncached_loop(seed: int) -> None:
     model = model_of(seed)
     limits = [9, 4, 12]
     greedy = greedy_decode(model, SOURCE, limits)
     beams = beam_search(model, SOURCE, limits, beam_size=3)
     for row, limit, tokens, found in zip(SOURCE, limits, greedy, beams, strict=True):
         alone = row[row != 0][None]
-        assert greedy_decode(model, alone, limit) == [tokens]
-        assert len(tokens) <= limit
+        assert greedy_decode(model, alone, limit) == [tokens] == [uncached(model, alone, limit)]
         (again,) = beam_search(model, alone, limit, beam_size=3)
         assert [h.tokens for h in again] == [h.tokens for h in found]
-
-
-def test_greedy_takes_the_likeliest_each_time() -> None:
-    model = model_of(3)
-    for row, tokens in zip(SOURCE, greedy_decode(model, SOURCE, 10), strict=True):
-        target = torch.tensor([[BOS, *tokens]])
-        likeliest = model(row[row != 0][None], target)[0].argmax(dim=-1).tolist()
-        assert likeliest[: len(tokens)] == tokens
-        assert len(tokens) == 10 or likeliest[len(tokens)] == EOS
 
 
 @settings(max_examples=12, deadline=None)
@@ -153,14 +167,55 @@ def test_unfinished_hypotheses_are_returned_if_there_is_nothing_else() -> None:
     assert isinstance(found[0], Hypothesis)
 
 
+def test_beam_search_does_not_stop_at_the_first_finished_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """<eos> at once is likelier, but the longer one has the better score."""
+
+    def step(decoder: object, tokens: Tensor) -> Tensor:
+        probability = torch.zeros(len(tokens), 11)
+        for row, token in enumerate(tokens.tolist()):
+            if token == BOS:
+                probability[row, EOS], probability[row, 3] = 0.505, 0.495
+            else:
+                probability[row, EOS] = 1.0
+        return probability.clamp(min=1e-9).log()
+
+    monkeypatch.setattr(IncrementalDecoder, "step", step)
+    ((best, *_),) = beam_search(model_of(0), SOURCE[2:, :2], 6, beam_size=2, length_penalty=1.0)
+    assert best.tokens == [3]
+
+
+def test_what_has_ended_is_computed_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    step = IncrementalDecoder.step
+
+    def counting(decoder: IncrementalDecoder, tokens: Tensor) -> Tensor:
+        rows.append(len(tokens))
+        return step(decoder, tokens)
+
+    monkeypatch.setattr(IncrementalDecoder, "step", counting)
+    model = model_of(0)
+    greedy_decode(model, SOURCE, [2, 5, 3], eos_id=-1)
+    assert rows == [3, 3, 2, 1, 1]
+    rows.clear()
+    texts = greedy_decode(model, SOURCE, 30)
+    assert sum(rows) == sum(min(len(text) + 1, 30) for text in texts)
+    rows.clear()
+    beam_search(model, SOURCE, [2, 5, 3], beam_size=4, eos_id=-1)
+    assert rows == [3, 12, 8, 4, 4]
+
+
 def test_the_mode_comes_back_and_no_gradient_is_kept() -> None:
     model = model_of(0).train()
-    greedy_decode(model, SOURCE, 3)
-    beam_search(model, SOURCE, 3)
-    assert model.training
-    with pytest.raises(ValueError, match="vocabulary"):
+    model.encoder.eval()
+    modes = [part.training for part in model.modules()]
+    all_ways(model, SOURCE)
+    assert [part.training for part in model.modules()] == modes
+    with pytest.raises((ValueError, IndexError)):
         greedy_decode(model, torch.tensor([[99]]), 3)
-    assert model.training
+    assert [part.training for part in model.modules()] == modes
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_sampling_obeys_its_generator_and_its_knobs() -> None:
@@ -177,26 +232,181 @@ def test_sampling_obeys_its_generator_and_its_knobs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("knob", "wanted"),
     [
-        (lambda m: greedy_decode(m, SOURCE, 0), "got 0"),
-        (lambda m: greedy_decode(m, SOURCE, 41), "max_length 40, got 41"),
-        (lambda m: greedy_decode(m, SOURCE, [3, 4]), "2 limits for 3 rows"),
-        (lambda m: greedy_decode(m, SOURCE[0], 3), r"\(batch, source\), got \(5,\)"),
-        (lambda m: beam_search(m, SOURCE[0], 3), r"\(batch, source\), got \(5,\)"),
-        (lambda m: beam_search(m, SOURCE, 3, beam_size=0), "got 0 and 0.6"),
-        (lambda m: beam_search(m, SOURCE, 3, length_penalty=-1.0), "got 4 and -1.0"),
-        (lambda m: sample(m, SOURCE, 3, temperature=0.0), "temperature .* got 0.0"),
-        (lambda m: sample(m, SOURCE, 3, top_k=0), "top_k .* got 0"),
-        (lambda m: sample(m, SOURCE, 3, top_p=1.5), "top_p .* got 1.5"),
-        (lambda m: IncrementalDecoder(m, SOURCE, 0), "got 0 and 1"),
-        (lambda m: greedy_decode(m, torch.zeros(2, 3, dtype=torch.long), 3), "nothing but padding"),
-        (lambda m: IncrementalDecoder(nn.Linear(1, 1), SOURCE, 3), "got Linear"),
+        ({"top_p": 0.5}, {3}),
+        ({"top_p": 0.51}, {3, 4}),
+        ({"top_p": 0.79}, {3, 4}),
+        ({"top_p": 0.81}, {3, 4, 5}),
+        ({"top_p": 1.0}, {3, 4, 5, 6}),
+        ({"top_k": 2}, {3, 4}),
+        ({"top_k": 3, "top_p": 0.81}, {3, 4}),  # of the three that are left, 0.84 and more
+        ({"top_k": 1000}, {3, 4, 5, 6}),
     ],
 )
-def test_bad_input_is_refused(call: object, message: str) -> None:
+def test_the_tail_is_cut_where_it_should_be(
+    knob: dict[str, Any], wanted: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = torch.tensor([0.0, 0.0, 0.0, 0.5, 0.3, 0.15, 0.05, 0, 0, 0, 0])
+    monkeypatch.setattr(
+        IncrementalDecoder, "step", lambda self, tokens: p.log().expand(len(tokens), -1)
+    )
+    source, generator = SOURCE[2:, :2].expand(300, 2), torch.Generator().manual_seed(0)
+    assert {row[0] for row in sample(model_of(0), source, 1, **knob, generator=generator)} == wanted
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_of_another_precision_is_decoded(dtype: torch.dtype) -> None:
+    exact = model_of(0).double()
+    model = model_of(0).to(dtype)
+    greedy, beam, drawn = all_ways(model, SOURCE, 6)
+    assert all(len(text) <= 6 for text in greedy + beam + drawn) and any(greedy)
+    for row, tokens in zip(
+        SOURCE, greedy, strict=True
+    ):  # the likeliest each time, but for rounding
+        logits = exact(row[row != 0][None], torch.tensor([[BOS, *tokens]]))[0]
+        chosen = logits[torch.arange(len(tokens)), torch.tensor(tokens)]
+        best = logits[: len(tokens)].max(dim=-1).values
+        slack = 8 * torch.finfo(dtype).eps * logits.abs().max()
+        assert (chosen >= best - slack).all(), (chosen, best)
+    assert all(parameter.dtype == dtype for parameter in model.parameters())
+
+
+class Reading:
+    """Steps through a RecurrentTranslator: what the interface of a decoder asks for."""
+
+    def __init__(self, model: RecurrentTranslator, source: Tensor) -> None:
+        self.model, self.state = model, model.begin(model.encode(source), source)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        word = self.model.embedding(tokens[:, None])[:, 0]
+        self.state = self.model.step(word, self.state)
+        return self.model.project(self.model.tell(word, self.state.hidden, self.state.context))
+
+    def keep(self, rows: Tensor) -> None:
+        self.state = type(self.state)(*(None if x is None else x[rows] for x in self.state))
+
+    reorder = keep
+
+
+class Recurrent(nn.Module):
+    """A RecurrentTranslator that the decoding functions can use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.translator = RecurrentTranslator(RecurrentConfig(11, 16))
+        self.config = SimpleNamespace(max_length=40)
+        with torch.no_grad():
+            self.translator.embedding.weight *= 4
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        memory = self.translator.encode(source)
+        return self.translator.project(self.translator.decode(target, memory, source))
+
+    def incremental_decoder(self, source: Tensor) -> Reading:
+        return Reading(self.translator, source)
+
+
+def test_a_model_may_bring_its_own_decoder() -> None:
+    model = Recurrent().eval()
+    greedy, beam, drawn = all_ways(model, SOURCE, 8)
+    assert greedy == [uncached(model, row[row != 0][None], 8) for row in SOURCE]
+    assert len(beam) == len(drawn) == 3
+    for row, (best, *_) in zip(SOURCE, beam_search(model, SOURCE, 8, 3), strict=True):
+        ended = len(best.tokens) < 8
+        true = log_probability(model, row[row != 0][None], best.tokens, ended)
+        assert best.log_probability == pytest.approx(true, abs=1e-3)
+
+
+@pytest.mark.parametrize("way", [greedy_decode, beam_search, sample])
+def test_broken_weights_are_named(way: Any) -> None:
+    model = model_of(0)
+    with torch.no_grad():
+        model.decoder.layers[0].feed_forward.outer.weight[0, 0] = math.nan
+    with pytest.raises(ValueError, match="the model says NaN"):
+        way(model, SOURCE, 3)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_by_columns_changes_the_order_in_memory_and_back(shared: bool) -> None:
+    model = model_of(0)
+    if shared:  # one module in two places, and one matrix in two modules
+        model.decoder.layers[1].feed_forward = model.decoder.layers[0].feed_forward
+        model.output = nn.Linear(16, 11, bias=False)
+        model.output.weight = model.embedding.weight
+    before = {name: (x.data_ptr(), x.stride()) for name, x in model.state_dict().items()}
+    numbers = {name: x.clone() for name, x in model.state_dict().items()}
+    expected = greedy_decode(model, SOURCE, 6)
+
+    def look_and_leave() -> None:
+        assert model.decoder.layers[0].feed_forward.inner.weight.stride() == (1, 32)
+        if shared:
+            assert model.output.weight is model.embedding.weight
+        for name, x in model.state_dict().items():
+            assert torch.equal(x, numbers[name]), name
+        with by_columns(model):  # as a model inside a model would
+            assert greedy_decode(model, SOURCE, 6) == expected
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), by_columns(model):
+        look_and_leave()
+    after = {name: (x.data_ptr(), x.stride()) for name, x in model.state_dict().items()}
+    assert after == before
+
+
+def test_decoding_leaves_the_weights_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(0, vocab_size=23)
+    before = [(x.data_ptr(), x.stride()) for x in model.parameters()]
+
+    def interrupt(logits: Tensor) -> Tensor:
+        assert model.embedding.weight.stride() == (1, 23), "inside, column after column"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(decoding, "_sound", interrupt)
+    for way in (greedy_decode, beam_search, sample):
+        with pytest.raises(KeyboardInterrupt):
+            way(model, SOURCE, 3)
+        assert [(x.data_ptr(), x.stride()) for x in model.parameters()] == before
+
+
+HUGE, NAN, INF = 2**40, math.nan, math.inf
+
+
+@pytest.mark.parametrize("way", [greedy_decode, beam_search, sample])
+@pytest.mark.parametrize(
+    ("source", "most", "message"),
+    [
+        *((SOURCE, most, "max_new_tokens must be int") for most in (0, 41, HUGE, NAN, INF, True)),
+        (SOURCE, [3, 0, 3], "max_new_tokens must be int from 1 to 40, got 0"),
+        (SOURCE, [3, 4], "2 limits for 3 rows"),
+        (SOURCE[0], 3, r"source .* of shape \(5,\)"),
+        (SOURCE.float(), 3, "source must be token ids"),
+        (SOURCE[:0], 3, "none empty"),
+        (SOURCE[:, :0], 3, "none empty"),
+        (torch.zeros(2, 3, dtype=torch.long), 3, "nothing but padding"),
+    ],
+)
+def test_bad_sources_and_limits_are_refused(
+    way: Any, source: Tensor, most: Any, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
-        call(model_of(0))  # type: ignore[operator]
+        way(model_of(0), source, most)
+
+
+@pytest.mark.parametrize(
+    ("way", "name", "values"),
+    [
+        (beam_search, "beam_size", (0, -1, HUGE, 1.5, NAN, INF, True)),
+        (beam_search, "length_penalty", (-0.1, HUGE, NAN, INF, True, "1")),
+        (sample, "temperature", (0, 0.0, -1.0, HUGE, NAN, INF, True)),
+        (sample, "top_k", (0, HUGE, 2.0, NAN, INF, True)),
+        (sample, "top_p", (0, 1.5, HUGE, NAN, INF, True)),
+    ],
+)
+def test_bad_settings_are_refused(way: Any, name: str, values: tuple[Any, ...]) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=f"{name} must be .* got {value!r}"):
+            way(model_of(0), SOURCE, 3, **{name: value})
 
 
 # The checks of the exercises ----------------------------------------------------------------------
