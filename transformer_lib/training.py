@@ -257,183 +257,25 @@ class TrainingSettings:
         check_numbers(bool, bfloat16=self.bfloat16 == "auto" or self.bfloat16)
 
 
-def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        found = [None if x is None else x * grad for x in ctx.saved_tensors]
-        return (None, found[0], None, None, *found[1:])
+def backward(
+    model: nn.Module, batches: Sequence[Any], loss: Loss, label_smoothing: float, bfloat16: bool
+) -> tuple[float, int]:
+    """Leave the gradient of some batches, as if they were one; mean loss and number of tokens.
 
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def cross_entropy_sum(
-    model: nn.Module, hidden: Tensor, targets: Tensor, label_smoothing: float = 0.0
-) -> Tensor:
-    """Cross-entropy of model.project(hidden), summed over the tokens; 512 logits at a time.
-
-    Args:
-        model: its method `project` makes logits (tokens, vocab_size).
-        hidden: shape (tokens, d_model).
-        targets: the right ids, shape (tokens,).
-        label_smoothing: share of the probability that is spread evenly over the vocabulary.
-
-    Returns:
-        The sum, in nats, float32, shape ().
+    Batches that other processes read at the same time count, too: each token counts alike.
     """
-    check_numbers(float, 0, 1, label_smoothing=label_smoothing)
-    parameters = (
-        [p for p in model.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
-    )
-    total: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        model.project, hidden, targets, label_smoothing, *parameters
-    )
-    return total
-
-
-def translation_loss(
-    model: nn.Module, batch: Any, label_smoothing: float = 0.0
-) -> tuple[Tensor, int]:
-    """Cross-entropy of the next token, summed over the real target tokens (paper, section 5.4).
-
-    Logits are made for real tokens only, never for padding.
-
-    Args:
-        model: a Transformer, or another model whose forward takes (source, target, loss).
-        batch: source (batch, source), target_in and target_out (batch, target), pad_id.
-        label_smoothing: share of the probability that is spread evenly over the vocabulary.
-
-    Returns:
-        The sum in nats, shape (), and how many tokens it is of.
-
-    Raises:
-        ValueError: if model and batch have different padding ids.
-    """
-    real = batch.target_out != batch.pad_id  # (batch, target)
-
-    def loss(inner: Any, hidden: Tensor) -> Tensor:
-        check_same("the batch", {"pad_id": batch.pad_id}, {"pad_id": inner.config.pad_id})
-        wanted = batch.target_out[real]  # (real tokens,)
-        total: Tensor = cross_entropy_sum(inner, hidden[real], wanted, label_smoothing)
-        return total
-
-    return model(batch.source, batch.target_in, loss), int(real.sum())
-
-
-Loss = Callable[[nn.Module, Any, float], tuple[Tensor, int]]
-
-
-def make_optimizer(model: nn.Module) -> torch.optim.Adam:
-    """Make Adam with the paper's settings: beta_1 0.9, beta_2 0.98, epsilon 1e-9 (section 5.3).
-
-    Its learning rate starts at 0, so nothing moves until the schedule sets one, before each step:
-    `for group in optimizer.param_groups: group["lr"] = learning_rate(step, d_model)`.
-
-    Args:
-        model: whose parameters are to be trained; move it to its device first.
-    """
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
-    return torch.optim.Adam(model.parameters(), lr=0.0, betas=(0.9, 0.98), eps=1e-9, fused=fused)
-
-
-def learning_rate(step: int, d_model: int, warmup_steps: int = 4000) -> float:
-    """Give a step's learning rate: up in a line, then down as 1 / sqrt(step) (paper, section 5.3).
-
-    Args:
-        step: number of the step, counted from 1.
-        d_model: width of the model; a wider one learns with smaller steps.
-        warmup_steps: where the rate peaks, at (d_model * warmup_steps)^-0.5.
-
-    Returns:
-        d_model^-0.5 * min(step^-0.5, step * warmup_steps^-1.5).
-
-    Raises:
-        ValueError: if one of the three is below 1.
-    """
-    check_numbers(int, 1, step=step, d_model=d_model, warmup_steps=warmup_steps)
-    return float(d_model**-0.5 * min(step**-0.5, step * warmup_steps**-1.5))
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """A batch on a device: what has a method `to`, or a tuple, list or dictionary of such things."""
-    if hasattr(batch, "to"):
-        return batch.to(device)
-    if isinstance(batch, dict):
-        return {name: to_device(part, device) for name, part in batch.items()}
-    if isinstance(batch, tuple | list):
-        return [to_device(part, device) for part in batch]
-    return batch
-
-
-@torch.no_grad()
-def evaluate_loss(model: nn.Module, batches: Iterable[Any], loss: Loss = translation_loss) -> float:
-    """The loss without label smoothing and without dropout: nats a token, or whatever is counted.
-
-    Every token counts alike, whichever batch it stands in; e to this power is the perplexity.
-
-    Args:
-        model: put into eval mode for the call; then each part is in the mode it was in.
-        batches: what to evaluate on; they need not be of one size.
-        loss: as in train.
-
-    Raises:
-        ValueError: if there is no batch.
-    """
-    device = next(model.parameters()).device
     total, count = 0.0, 0
-    with evaluating(model):
-        for batch in batches:
-            surprise, tokens = loss(model, to_device(batch, device), 0.0)
-            total += surprise.item()
-            count += tokens
-    if count == 0:
-        raise ValueError("there is no batch to evaluate on")
-    return total / count
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How to train; the same for the loop, the command line and the experiments.
-
-    Args:
-        steps: how many steps to take in all, those before an interruption counted.
-        warmup_steps: where the paper's learning rate peaks.
-        cool_down_steps: over this many last steps the rate also falls in a line to nearly 0.
-        label_smoothing: share of the target spread over everything else.
-        accumulate: how many batches make a step; their tokens count as those of one batch.
-        max_norm: a longer gradient is shortened to this length; None leaves it alone.
-        bfloat16: matrix products in bfloat16; "auto": where the device has instructions for it.
-        report_every, save_every: steps from one to the next; the last step reports and saves, too.
-        average: how many of the last saves make the model in the end (paper, section 6.1: 5).
-        patience: stop when this many reports in a row were no better than the best, and go back to
-            the weights of the best; None never stops.
-
-    Raises:
-        ValueError: if a value is out of range.
-    """
-
-    steps: int
-    warmup_steps: int = 4000
-    cool_down_steps: int = 0
-    label_smoothing: float = 0.1
-    accumulate: int = 1
-    max_norm: float | None = None
-    bfloat16: bool | str = False
-    report_every: int = 100
-    save_every: int = 500
-    average: int = 1
-    patience: int | None = None
-
-    def rate(self, step: int, d_model: int) -> float:
-        """The paper's learning rate of a step, with the cool-down at the end."""
-        rate = learning_rate(step, d_model, self.warmup_steps)
-        left = self.steps + 1 - step
-        return rate * min(1.0, left / self.cool_down_steps) if self.cool_down_steps else rate
-
-    def __post_init__(self) -> None:
-        counts = ("steps", "warmup_steps", "accumulate", "report_every", "save_every", "average")
-        check_numbers(int, 1, **{name: getattr(self, name) for name in counts})
-        check_numbers(int, 1, patience=1 if self.patience is None else self.patience)
-        check_numbers(int, 0, self.steps, cool_down_steps=self.cool_down_steps)
-        check_numbers(float, 0, 1, label_smoothing=self.label_smoothing)
-        check_numbers(float, 1e-30, max_norm=1.0 if self.max_norm is None else self.max_norm)
-        check_numbers(bool, bfloat16=self.bfloat16 == "auto" or self.bfloat16)
+    for batch in batches:
+        kind = next(model.parameters()).device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=bfloat16):
+            surprise, tokens = loss(model, batch, label_smoothing)
+        surprise.backward()  # adds to the gradients that are there
+        total, count = total + surprise.item(), count + tokens
+    total, everywhere, ranks = over_ranks(total, count, 1)
+    for parameter in model.parameters():
+        if parameter.grad is not None:  # DistributedDataParallel leaves the mean over the ranks
+            parameter.grad.mul_(ranks / max(everywhere, 1))
+    return total / max(everywhere, 1), int(everywhere)
 
 
 @dataclass(frozen=True)
@@ -456,27 +298,6 @@ class Progress:
     score: float
     tokens: int
     seconds: float
-
-
-def backward(
-    model: nn.Module, batches: Sequence[Any], loss: Loss, label_smoothing: float, bfloat16: bool
-) -> tuple[float, int]:
-    """Leave the gradient of some batches, as if they were one; mean loss and number of tokens.
-
-    Batches that other processes read at the same time count, too: each token counts alike.
-    """
-    total, count = 0.0, 0
-    for batch in batches:
-        kind = next(model.parameters()).device.type
-        with torch.autocast(kind, torch.bfloat16, enabled=bfloat16):
-            surprise, tokens = loss(model, batch, label_smoothing)
-        surprise.backward()  # adds to the gradients that are there
-        total, count = total + surprise.item(), count + tokens
-    total, everywhere, ranks = over_ranks(total, count, 1)
-    for parameter in model.parameters():
-        if parameter.grad is not None:  # DistributedDataParallel leaves the mean over the ranks
-            parameter.grad.mul_(ranks / max(everywhere, 1))
-    return total / max(everywhere, 1), int(everywhere)
 
 
 def over_ranks(*numbers: float) -> list[float]:
