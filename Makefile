@@ -44,7 +44,7 @@ train: $(READY)  ## train the shipped translator anew (an hour or two; interrupt
 	cd build && OMP_NUM_THREADS=$(THREADS) ../$(BIN)/papermill ../notebooks/15-training-a-translator.ipynb trained.ipynb \
 	  $(SHIPPED) -p SAVE_TO "$(CURDIR)/build/de-en" --execution-timeout 20000
 	mkdir -p transformer_lib/pretrained/de-en
-	cp build/de-en/weights.safetensors build/de-en/tokenizer.json build/de-en/training.json transformer_lib/pretrained/de-en
+	cp build/de-en/weights.safetensors transformer_lib/pretrained/de-en
 
 tried: $(READY)  ## train the variants and the rivals that chapters 3 and 15 show, anew (three hours)
 	$(BIN)/python benchmarks/tried.py

@@ -153,6 +153,10 @@ def training_peers() -> dict[str, tuple[nn.Module, Callable[[nn.Module, Batch], 
         logits = model.decoder.net(batch.target_in, context=memory, context_mask=mask)
         return smoothed_loss(logits, batch)
 
+    def our_loss(model: Any, batch: Batch) -> Tensor:
+        total, tokens = translation_loss(model, batch, 0.1)
+        return total / tokens
+
     return {
         "torch.nn.Transformer": (
             TorchPeer(),
@@ -162,7 +166,7 @@ def training_peers() -> dict[str, tuple[nn.Module, Callable[[nn.Module, Batch], 
         "Marian, sdpa": (marian("sdpa"), marian_loss),
         "x-transformers": (x_transformer(False), x_loss),
         "x-transformers, flash": (x_transformer(True), x_loss),
-        "transformer_lib": (ours(), lambda model, batch: translation_loss(model, batch)),
+        "transformer_lib": (ours(), our_loss),
     }
 
 

@@ -26,9 +26,9 @@ import torch.nn.functional as F
 
 from transformer_lib.attention import scaled_dot_product_attention
 from transformer_lib.evaluation import training_flops
-from transformer_lib.pairs import Batch, encode_pairs, load_pairs
+from transformer_lib.pairs import Batch, encode_pairs, endless_batches, load_pairs
 from transformer_lib.tokenizer import train_tokenizer
-from transformer_lib.training import endless_batches, train
+from transformer_lib.training import TrainingSettings, train
 from transformer_lib.transformer import Transformer, TransformerConfig, count_parameters
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -144,10 +144,7 @@ def same_loss(rounds: int) -> str:
         history = train(
             model,
             endless_batches(examples, 512, seed),
-            steps=300,
-            warmup_steps=1000,
-            bfloat16=bfloat16,
-            report_every=50,
+            settings=TrainingSettings(300, warmup_steps=1000, bfloat16=bfloat16, report_every=50),
         )
         name = "bfloat16" if bfloat16 else "float32"
         lines.append(f"| {name} | {seed} | {history[-1].train_loss:.3f} |")
@@ -213,7 +210,7 @@ def attend(kind: str, length: int) -> tuple[float, float]:
         elif kind == "torch's fused kernel":
             output = F.scaled_dot_product_attention(*heads, is_causal=True)
         else:
-            output, _ = scaled_dot_product_attention(*heads, is_causal=True)
+            output = scaled_dot_product_attention(*heads, is_causal=True)
         output.sum().backward()
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

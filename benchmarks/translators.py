@@ -8,6 +8,7 @@ Writes transformer_lib/book/results/translators.json, which chapter 15 shows.
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from transformer_lib.attention import padding_mask
-from transformer_lib.decoding import Translator
+from transformer_lib.convert import from_torch
 from transformer_lib.embeddings import SinusoidalPositionalEncoding, TokenEmbedding
 from transformer_lib.evaluation import bleu, chrf
-from transformer_lib.pairs import encode_pairs, load_pairs, token_batches
+from transformer_lib.pairs import encode_pairs, endless_batches, load_pairs, token_batches
 from transformer_lib.tokenizer import train_tokenizer
-from transformer_lib.training import endless_batches, train
+from transformer_lib.training import TrainingSettings, train
 from transformer_lib.transformer import (
     _DRAWN_AS_ONE,
     Transformer,
     TransformerConfig,
     count_parameters,
-    from_torch,
 )
+from transformer_lib.translator import Translator
 
 OUTPUT = (
     Path(__file__).resolve().parent.parent
@@ -53,7 +54,7 @@ ONE_BY_ONE = "ours, query, key and value drawn one by one"
 
 
 class TorchTranslator(nn.Module):
-    """torch.nn.Transformer between our embeddings, with the methods that training asks for."""
+    """torch.nn.Transformer between our embeddings, with the methods that the loss asks for."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -88,6 +89,11 @@ class TorchTranslator(nn.Module):
 
     def project(self, hidden: Tensor) -> Tensor:
         return self.embedding.project(hidden)
+
+    def forward(
+        self, source: Tensor, target: Tensor, loss: Callable[[nn.Module, Tensor], Tensor]
+    ) -> Tensor:
+        return loss(self, self.decode(target, self.encode(source), source))
 
     def as_ours(self) -> Transformer:
         """The same function as a model of our package, to be decoded by it."""
@@ -126,11 +132,13 @@ def main() -> None:
             history = train(
                 model,
                 endless_batches(examples, 512, seed),
-                steps=options.steps,
-                warmup_steps=options.steps // 3,
-                cool_down_steps=2 * options.steps // 3,
+                settings=TrainingSettings(
+                    options.steps,
+                    warmup_steps=options.steps // 3,
+                    cool_down_steps=2 * options.steps // 3,
+                    report_every=options.steps,
+                ),
                 validation=held_out_batches,
-                report_every=options.steps,
             )
             sources = [pair.source for pair in held_out]
             ours = model.as_ours() if isinstance(model, TorchTranslator) else model

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from transformer_lib.decoding import Translator
 from transformer_lib.evaluation import bleu, chrf
-from transformer_lib.pairs import Pair, encode_pairs, load_pairs, token_batches
+from transformer_lib.pairs import Pair, encode_pairs, endless_batches, load_pairs, token_batches
 from transformer_lib.tokenizer import train_tokenizer
-from transformer_lib.training import Progress, average_weights, endless_batches, train
+from transformer_lib.training import TrainingSettings, train
 from transformer_lib.transformer import Transformer, TransformerConfig, count_parameters
+from transformer_lib.translator import Translator
 
 OUTPUT = (
     Path(__file__).resolve().parent.parent / "transformer_lib" / "book" / "results" / "tried.json"
@@ -40,7 +40,7 @@ BASE: dict[str, Any] = {
     "label_smoothing": 0.1,
     "interface": True,
     "both_directions": False,
-    "average": 0,
+    "average": 1,
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "the reader's run, half as long": {},
@@ -87,26 +87,13 @@ def run(name: str, seed: int) -> dict[str, Any]:
             norm_first=settings["norm_first"],
         )
     )
-    states: list[dict[str, torch.Tensor]] = []
-
-    def keep(progress: Progress) -> None:
-        if settings["average"]:
-            states.append({name: x.clone() for name, x in model.state_dict().items()})
-            del states[: -settings["average"]]
-
+    names = ("steps", "warmup_steps", "cool_down_steps", "label_smoothing", "average")
     history = train(
         model,
         endless_batches(encode_pairs(pairs, tokenizer), settings["max_tokens"], seed),
-        steps=settings["steps"],
-        warmup_steps=settings["warmup_steps"],
-        cool_down_steps=settings["cool_down_steps"],
-        label_smoothing=settings["label_smoothing"],
+        settings=TrainingSettings(**{key: settings[key] for key in names}, save_every=100),
         validation=token_batches(encode_pairs(held_out, tokenizer), 2048, seed=0),
-        report_every=100,
-        on_report=keep,
     )
-    if states:
-        model.load_state_dict(average_weights(states))
     hypotheses = Translator(model, tokenizer).translate(
         [pair.source for pair in held_out], beam_size=1
     )

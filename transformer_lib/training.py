@@ -8,9 +8,9 @@ import time
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -200,14 +200,12 @@ class TrainingSettings:
     Args:
         steps: how many steps to take in all, those before an interruption counted.
         warmup_steps: where the paper's learning rate peaks.
-        cool_down_steps: over this many last steps the rate is also multiplied by a factor that
-            falls from 1 to nearly 0.
+        cool_down_steps: over this many last steps the rate also falls in a line to nearly 0.
         label_smoothing: share of the target spread over everything else.
         accumulate: how many batches make a step; their tokens count as those of one batch.
         max_norm: a longer gradient is shortened to this length; None leaves it alone.
-        bfloat16: make matrix products in bfloat16; "auto": where the device has instructions for it.
-        report_every: steps from one report to the next; the last step reports, too.
-        save_every: steps from one save to the next; the last step saves, too.
+        bfloat16: matrix products in bfloat16; "auto": where the device has instructions for it.
+        report_every, save_every: steps from one to the next; the last step reports and saves, too.
         average: how many of the last saves make the model in the end (paper, section 6.1: 5).
         patience: stop when this many reports in a row were no better than the best, and go back to
             the weights of the best; None never stops.
@@ -228,6 +226,12 @@ class TrainingSettings:
     average: int = 1
     patience: int | None = None
 
+    def rate(self, step: int, d_model: int) -> float:
+        """The paper's learning rate of a step, with the cool-down at the end."""
+        rate = learning_rate(step, d_model, self.warmup_steps)
+        left = self.steps + 1 - step
+        return rate * min(1.0, left / self.cool_down_steps) if self.cool_down_steps else rate
+
     def __post_init__(self) -> None:
         counts = ("steps", "warmup_steps", "accumulate", "report_every", "save_every", "average")
         check_numbers(int, 1, **{name: getattr(self, name) for name in counts})
@@ -237,12 +241,26 @@ class TrainingSettings:
         check_numbers(float, 1e-30, max_norm=1.0 if self.max_norm is None else self.max_norm)
         check_numbers(bool, bfloat16=self.bfloat16 == "auto" or self.bfloat16)
 
-    def rate(self, step: int, d_model: int) -> float:
-        """The paper's learning rate, with the cool-down at the end."""
-        rate = learning_rate(step, d_model, self.warmup_steps)
-        if self.cool_down_steps:
-            rate *= min(1.0, (self.steps + 1 - step) / self.cool_down_steps)
-        return rate
+
+def backward(
+    model: nn.Module, batches: Sequence[Any], loss: Loss, label_smoothing: float, bfloat16: bool
+) -> tuple[float, int]:
+    """Leave the gradient of some batches, as if they were one; mean loss and number of tokens.
+
+    Batches that other processes read at the same time count, too: each token counts alike.
+    """
+    total, count = 0.0, 0
+    for batch in batches:
+        kind = next(model.parameters()).device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=bfloat16):
+            surprise, tokens = loss(model, batch, label_smoothing)
+        surprise.backward()  # adds to the gradients that are there
+        total, count = total + surprise.item(), count + tokens
+    total, everywhere, ranks = over_ranks(total, count, 1)
+    for parameter in model.parameters():
+        if parameter.grad is not None:  # DistributedDataParallel leaves the mean over the ranks
+            parameter.grad.mul_(ranks / max(everywhere, 1))
+    return total / max(everywhere, 1), int(everywhere)
 
 
 @dataclass(frozen=True)
@@ -267,26 +285,6 @@ class Progress:
     seconds: float
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device has instructions for products in bfloat16; without them they are slower."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return device.type != "cpu" or bool(supported())
-
-
-def _fingerprint(batch: Any) -> int:
-    """Sum up all tensors of a batch in 32 bits."""
-    if isinstance(batch, Tensor):
-        return zlib.crc32(batch.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    if is_dataclass(batch):
-        batch = [getattr(batch, field.name) for field in fields(batch)]
-    parts = batch.values() if isinstance(batch, dict) else batch
-    if isinstance(parts, Iterable) and not isinstance(parts, str):
-        return zlib.crc32(repr([_fingerprint(part) for part in parts]).encode())
-    return zlib.crc32(repr(batch).encode())
-
-
 def over_ranks(*numbers: float) -> list[float]:
     """Add up numbers over all processes that train together; as they are where there is one."""
     if not (dist.is_available() and dist.is_initialized()):
@@ -304,46 +302,74 @@ def broadcast(model: nn.Module) -> None:
             dist.broadcast(tensor, src=0)
 
 
-def backward(
-    model: nn.Module, batches: Sequence[Any], loss: Loss, label_smoothing: float, bfloat16: bool
-) -> tuple[float, int]:
-    """Leave in the parameters the gradient of some batches, as if they were one.
-
-    Also of the batches of other processes: each token counts alike, whoever has read it.
-
-    Returns:
-        The mean loss, and how many tokens it is the mean of.
-    """
-    total, count = 0.0, 0
-    for batch in batches:
-        device = next(model.parameters()).device
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            surprise, tokens = loss(model, batch, label_smoothing)
-        surprise.backward()
-        total, count = total + surprise.item(), count + tokens
-    total, everywhere, ranks = over_ranks(total, count, 1)
-    for parameter in model.parameters():
-        if parameter.grad is not None:  # DistributedDataParallel leaves the mean over the ranks
-            parameter.grad.mul_(ranks / everywhere)
-    return total / everywhere, int(everywhere)
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for products in bfloat16; without them they are slower."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return device.type != "cpu" or bool(supported())
 
 
-class _Run:
+def _use_bfloat16(wish: bool | str, device: torch.device) -> bool:
+    """What the setting means on a device; a warning where it costs time."""
+    there = has_bfloat16(device)
+    if wish is True and not there:
+        warnings.warn("this processor has no instructions for bfloat16: slower", stacklevel=3)
+    return there if wish == "auto" else bool(wish)
+
+
+def _paper_rate(model: nn.Module, settings: TrainingSettings) -> Callable[[int], float]:
+    """The paper's learning rate of each step, for a model of this width."""
+    width = getattr(getattr(model, "config", None), "d_model", None)
+    if width is None:
+        raise ValueError("the paper's rate needs model.config.d_model; give another rate=")
+    return lambda step: settings.rate(step, width)
+
+
+def _fingerprint(batch: Any) -> int:
+    """Sum up all that a batch holds in 32 bits."""
+    if isinstance(batch, Tensor):
+        return zlib.crc32(batch.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    parts = getattr(batch, "__dict__", batch)  # those of an object, or of a list or a dictionary
+    parts = list(parts.items()) if isinstance(parts, dict) else parts
+    if isinstance(parts, Iterable) and not isinstance(parts, str | bytes):
+        parts = [_fingerprint(part) for part in parts]
+    return zlib.crc32(repr(parts).encode())
+
+
+class _Run(ExitStack):
     """What training remembers from step to step, and finds again after an interruption.
 
     Beside the checkpoint stand the weights of the last saves, to be averaged, and of the best report.
     """
 
+    KEPT = ("step", "tokens", "losses", "kept", "best_value", "since_best", "last_batch")
+    FREE = ("steps", "report_every", "save_every", "patience")  # may change at an interruption
+
     def __init__(
-        self, path: Path, settings: TrainingSettings, resumable: bool, writes: bool
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        settings: TrainingSettings,
+        checkpoint: str | Path | None,
     ) -> None:
-        self.path, self.settings, self.resumable, self.writes = path, settings, resumable, writes
-        self.step, self.tokens, self.start = 0, 0, time.perf_counter()
+        super().__init__()
+        self.model, self.optimizer, self.settings = unwrap(model), optimizer, settings
+        self.device = next(model.parameters()).device
+        self.step, self.tokens, self.last_batch = 0, 0, 0
         self.losses: list[float] = []  # of the steps since the last report
         self.reports: list[Progress] = []
         self.kept: list[int] = []  # the steps of the last saves
-        self.best, self.best_value, self.since_best = 0, -math.inf, 0
-        self.last_batch = 0
+        self.best_value, self.since_best = -math.inf, 0
+        self.start = time.perf_counter()
+        self.first = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+        self.resumable = checkpoint is not None
+        if checkpoint is None:
+            self.path = Path(self.enter_context(TemporaryDirectory()), "checkpoint")
+        else:
+            self.path = Path(checkpoint)
+            if self.first:  # of several processes one writes
+                self.enter_context(locked(self.path))
 
     def beside(self, name: str | int) -> Path:
         return self.path.with_name(f"{self.path.stem}.{name}.safetensors")
@@ -351,10 +377,12 @@ class _Run:
     def due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.settings.steps
 
-    def out_of_patience(self) -> bool:
-        return self.settings.patience is not None and self.since_best >= self.settings.patience
+    def done(self) -> bool:
+        patience = self.settings.patience
+        impatient = patience is not None and self.since_best >= patience
+        return impatient or self.step >= self.settings.steps
 
-    def take(self, stream: Iterator[Any], device: torch.device) -> list[Any]:
+    def take(self, stream: Iterator[Any]) -> list[Any]:
         """The batches of the next step."""
         pieces = list(islice(stream, self.settings.accumulate))
         if len(pieces) < self.settings.accumulate:
@@ -362,50 +390,51 @@ class _Run:
             wanted = f"{self.settings.steps} steps of {self.settings.accumulate}"
             raise ValueError(f"there are only {there} batches for {wanted}")
         self.step, self.last_batch = self.step + 1, _fingerprint(pieces[-1])
-        return [to_device(piece, device) for piece in pieces]
+        return [to_device(piece, self.device) for piece in pieces]
 
-    def report(self, model: nn.Module, rate: float, held_out: float, score: float) -> Progress:
+    def count(self, mean: float, tokens: int) -> None:
+        self.losses.append(mean)
+        self.tokens += tokens
+
+    def report(self, rate: float, validation_loss: float, score: float) -> Progress:
         mean, seconds = sum(self.losses) / len(self.losses), time.perf_counter() - self.start
         self.losses.clear()
-        self.reports.append(Progress(self.step, rate, mean, held_out, score, self.tokens, seconds))
-        value = -held_out if math.isnan(score) else score
+        self.reports.append(
+            Progress(self.step, rate, mean, validation_loss, score, self.tokens, seconds)
+        )
+        value = -validation_loss if math.isnan(score) else score
         self.since_best += 1
-        if value > self.best_value:
-            self.best, self.best_value, self.since_best = self.step, value, 0
-            if self.settings.patience is not None and self.writes:
-                write_tensors(self.beside("best"), model.state_dict(), step=self.step, value=value)
+        if self.settings.patience is not None and value > self.best_value:
+            self.best_value, self.since_best = value, 0
+            if self.first:
+                write_tensors(self.beside("best"), self.model.state_dict(), step=self.step)
         return self.reports[-1]
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        if not self.writes:
+    def save(self) -> None:
+        if not self.first:
             return
         if self.settings.average > 1:
-            write_tensors(self.beside(self.step), model.state_dict(), step=self.step)
+            write_tensors(self.beside(self.step), self.model.state_dict(), step=self.step)
             self.kept.append(self.step)
         old, self.kept = self.kept[: -self.settings.average], self.kept[-self.settings.average :]
         if self.resumable:
             notes = {key: getattr(self, key) for key in self.KEPT}
-            notes |= {
-                "settings": asdict(self.settings),
-                "elapsed": time.perf_counter() - self.start,
-            }
-            reports = [asdict(report) for report in self.reports]
-            save_checkpoint(self.path, model, optimizer, **notes, reports=reports)
+            notes["reports"] = [asdict(report) for report in self.reports]
+            notes["elapsed"] = time.perf_counter() - self.start
+            settings = asdict(self.settings)
+            save_checkpoint(self.path, self.model, self.optimizer, settings=settings, **notes)
         for step in old:
             self.beside(step).unlink(missing_ok=True)
 
-    KEPT = ("step", "tokens", "losses", "kept", "best", "best_value", "since_best", "last_batch")
-
-    def resume(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, stream: Iterator[Any]
-    ) -> None:
-        """Go on from the checkpoint, if there is one, and skip the batches that it has seen."""
+    def resume(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Go on from the checkpoint, if there is one; the batches that it has not seen."""
+        stream = iter(batches)
         if not self.resumable or not self.path.exists():
-            return
-        notes = load_checkpoint(self.path, model, optimizer)
+            return stream
+        notes = load_checkpoint(self.path, self.model, self.optimizer)
         if "settings" not in notes:
             raise ValueError(f"{self.path} is a checkpoint, but of another loop than train")
-        free = dict.fromkeys(("steps", "report_every", "save_every", "patience"))
+        free = dict.fromkeys(self.FREE)
         was, now = notes["settings"] | free, asdict(self.settings) | free
         check_same(f"{self.path}, of other settings,", was, now)
         for key in self.KEPT:
@@ -415,28 +444,27 @@ class _Run:
         random_state = torch.get_rng_state()  # in case making batches draws from it
         skipped = deque(islice(stream, self.step * self.settings.accumulate), maxlen=1)
         torch.set_rng_state(random_state)
-        found = [_fingerprint(batch) for batch in skipped]
-        check_same(
-            f"{self.path}, trained with other batches,",
-            {"last": [self.last_batch]},
-            {"last": found},
-        )
+        if self.first:  # another process has read others
+            last = {"last": [_fingerprint(batch) for batch in skipped]}
+            check_same(f"{self.path}, of other batches,", {"last": [self.last_batch]}, last)
+        return stream
 
-    def final_weights(self, model: nn.Module) -> Mapping[str, Tensor]:
-        """Those of the best report, or the average of the last saves, or the last."""
-        if self.settings.patience is not None and self.best:
-            return read_tensors(self.beside("best"))[0]
-        if len(self.kept) > 1:
-            return average_weights([read_tensors(self.beside(step))[0] for step in self.kept])
-        return model.state_dict()
+    def finish(self) -> None:
+        """Give the model the weights of the best report, or the average of the last saves."""
+        if self.first and self.settings.patience is not None and self.best_value > -math.inf:
+            self.model.load_state_dict(read_tensors(self.beside("best"))[0])
+        elif self.first and len(self.kept) > 1:
+            states = [read_tensors(self.beside(step))[0] for step in self.kept]
+            self.model.load_state_dict(average_weights(states))
+        broadcast(self.model)
 
 
 def train(
     model: nn.Module,
     batches: Iterable[Any],
     loss: Loss = translation_loss,
-    settings: TrainingSettings | None = None,
     *,
+    settings: TrainingSettings,
     optimizer: torch.optim.Optimizer | None = None,
     rate: Callable[[int], float] | None = None,
     validation: Sequence[Any] = (),
@@ -444,81 +472,51 @@ def train(
     on_report: Callable[[Progress], None] = lambda progress: None,
     checkpoint: str | Path | None = None,
 ) -> list[Progress]:
-    """Train a model in place (paper, section 5).
+    """Train a model in place, where it is, and leave it in eval mode; its reports (paper, section 5).
 
     Args:
-        model: what is trained, on its own device; it is left in eval mode.
         batches: at least steps * accumulate of them; they are moved to the model's device.
-        loss: gives, for a model, a batch and the label smoothing, the sum of what is to become
-            small, and how many tokens (pictures, sentences) it is the sum of.
-        settings: see TrainingSettings.
-        optimizer: the paper's Adam if None.
-        rate: the learning rate of a step, counted from 1; the paper's if None.
+        loss: of a model, a batch and the label smoothing: the sum that is to become small, and how
+            many tokens (pictures, sentences) it is the sum of.
+        optimizer, rate: the paper's if None; rate gives the learning rate of a step, from 1 on.
         validation: held-out batches to measure the loss on.
-        score: measures the model at each report, such as by its BLEU.
-        on_report: called with each report, to print it, for instance.
-        checkpoint: a file to save to. If it is there already, training goes on from it, with the
-            same batches from the beginning as before: those that it has seen are skipped. `steps`,
-            `report_every`, `save_every` and `patience` may be others than before.
-
-    Returns:
-        The reports.
+        score: measures the model at each report, by its BLEU, for instance; higher is better.
+        checkpoint: a file to save to. If it is there, training goes on from it, given the same
+            batches from the beginning: those that it has seen are skipped. `steps`, `report_every`,
+            `save_every` and `patience` may be others than before.
 
     Raises:
-        ValueError: if there are fewer batches than needed, or the checkpoint is damaged, or of
-            another model, other settings or other batches, or in use.
-        FloatingPointError: if the loss or a gradient becomes infinite or NaN.
+        ValueError: if there are too few batches, or the checkpoint is damaged, in use, or of another
+            model, other settings or other batches.
+        FloatingPointError: if the loss or the gradient becomes infinite or NaN.
         OSError: if a checkpoint cannot be written; the last one is still there.
     """
-    if settings is None:
-        raise ValueError("train needs settings, such as TrainingSettings(steps=1000)")
     if settings.patience is not None and not validation and score is None:
         raise ValueError(f"patience {settings.patience} needs validation batches or a score")
-    inner, device = unwrap(model), next(model.parameters()).device
-    optimizer = make_optimizer(inner) if optimizer is None else optimizer
-    if rate is None:
-        width = getattr(getattr(inner, "config", None), "d_model", None)
-        if width is None:
-            raise ValueError("the paper's rate needs model.config.d_model; give another rate=")
-        rate = lambda step: settings.rate(step, width)  # noqa: E731
-    bfloat16 = has_bfloat16(device) if settings.bfloat16 == "auto" else bool(settings.bfloat16)
-    if bfloat16 and not has_bfloat16(device):
-        warnings.warn("this processor has no instructions for bfloat16: slower", stacklevel=2)
-    first = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-    with ExitStack() as until_the_end:
-        if checkpoint is None:
-            path = Path(until_the_end.enter_context(TemporaryDirectory()), "checkpoint")
-        else:
-            path = Path(checkpoint)
-            if first:
-                until_the_end.enter_context(locked(path))
-        run = _Run(path, settings, resumable=checkpoint is not None, writes=first)
-        stream = iter(batches)
-        run.resume(inner, optimizer, stream)
+    optimizer = make_optimizer(unwrap(model)) if optimizer is None else optimizer
+    rate = _paper_rate(unwrap(model), settings) if rate is None else rate
+    bfloat16 = _use_bfloat16(settings.bfloat16, next(model.parameters()).device)
+    with _Run(model, optimizer, settings, checkpoint) as run:
+        stream = run.resume(batches)
         model.train()
-        while run.step < settings.steps and not run.out_of_patience():
-            pieces = run.take(stream, device)
+        while not run.done():
+            pieces = run.take(stream)  # the batches of the next step
             for group in optimizer.param_groups:
                 group["lr"] = rate(run.step)
             optimizer.zero_grad()
-            mean, count = backward(model, pieces, loss, settings.label_smoothing, bfloat16)
-            length = nn.utils.clip_grad_norm_(inner.parameters(), settings.max_norm or math.inf)
-            if not math.isfinite(mean) or not length.isfinite():
-                raise FloatingPointError(
-                    f"step {run.step}, at rate {rate(run.step):.2g}, has a loss of {mean} "
-                    f"and a gradient of length {length.item()}"
-                )
+            mean, tokens = backward(model, pieces, loss, settings.label_smoothing, bfloat16)
+            length = nn.utils.clip_grad_norm_(model.parameters(), settings.max_norm or math.inf)
+            if not math.isfinite(mean + length.item()):
+                text = f"step {run.step}, at rate {rate(run.step):.2g}, has a loss of {mean:.3g}"
+                raise FloatingPointError(f"{text} and a gradient of length {length.item():.3g}")
             optimizer.step()
-            run.losses.append(mean)
-            run.tokens += count
+            run.count(mean, tokens)
             if run.due(settings.report_every):
                 held_out = evaluate_loss(model, validation, loss) if validation else math.nan
-                points = score(inner) if score is not None else math.nan
-                on_report(run.report(inner, rate(run.step), held_out, points))
+                points = math.nan if score is None else score(unwrap(model))
+                on_report(run.report(rate(run.step), held_out, points))
             if run.due(settings.save_every):
-                run.save(inner, optimizer)
-        if first:
-            inner.load_state_dict(run.final_weights(inner))
-        broadcast(inner)
+                run.save()
+        run.finish()
     model.eval()
     return run.reports

@@ -25,10 +25,7 @@ __all__ = ["Translator"]
 class Translator:
     """A trained model with its tokenizer: text in, text out.
 
-    Args:
-        model: the model.
-        tokenizer: the one that its token ids come from.
-        training: how the model came to be; anything JSON can hold.
+    `training`, how the model came to be, is anything that JSON can hold.
 
     Raises:
         ValueError: if the model's vocabulary or padding is not the tokenizer's.
@@ -38,7 +35,7 @@ class Translator:
         self, model: Any, tokenizer: Tokenizer, training: dict[str, Any] | None = None
     ) -> None:
         check_same(
-            "the model",
+            "the model, with this tokenizer,",
             {"vocab_size": model.config.vocab_size, "pad_id": model.config.pad_id},
             {"vocab_size": tokenizer.get_vocab_size(), "pad_id": PAD_ID},
         )
@@ -57,17 +54,10 @@ class Translator:
         length_penalty: float = 0.6,
         batch_size: int = 32,
     ) -> list[str]:
-        """Translate sentences (paper, section 6.1: beam 4, length penalty 0.6).
+        """Translate sentences, at most batch_size at once (paper, section 6.1: beam 4, penalty 0.6).
 
-        Args:
-            texts: one sentence each; one without words has an empty translation.
-            beam_size: translations in the running at a time; 1 is greedy decoding.
-            length_penalty: alpha of the beam search.
-            batch_size: how many sentences at once; fewer if they have more than 32 tokens.
-
-        Returns:
-            The translations, in the order of the texts. None has more than 50 tokens more than its
-            text (paper), or more than the model has positions.
+        A text without words has an empty translation. None has more than 50 tokens more than its
+        text (paper), or more than the model has positions. A beam_size of 1 is greedy decoding.
 
         Raises:
             ValueError: for one string in place of many, a number below 1, or a text with more
@@ -79,17 +69,17 @@ class Translator:
         texts = texts if isinstance(texts, str) else [text.strip() for text in texts]
         rows = encode_texts(self.tokenizer, texts)
         lengths = {i: len(row) + 1 for i, row in enumerate(rows) if row}  # with <eos>
-        for number, length in lengths.items():
+        for i, length in lengths.items():
             if length > positions:
                 raise ValueError(
-                    f"text {number} has {length} tokens, the model has {positions} positions"
+                    f"text {i} has {length} tokens, the model has {positions} positions"
                 )
         translations = [""] * len(rows)
-        waiting = sorted(lengths, key=lengths.__getitem__)
+        waiting = sorted(lengths, key=lengths.__getitem__)  # like lengths together
         while waiting:
+            size = len(waiting[:batch_size])
             # A long sentence among short ones would make them all as long as itself.
-            size = batch_size
-            while size > 1 and size * lengths[waiting[:size][-1]] > 32 * batch_size:
+            while size > 1 and size * lengths[waiting[size - 1]] > 32 * batch_size:
                 size -= 1
             chosen, waiting = waiting[:size], waiting[size:]
             written = self._decode([rows[i] for i in chosen], beam_size, length_penalty)
@@ -110,18 +100,15 @@ class Translator:
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write weights, tokenizer and training notes into one file of a folder: whole, or not at all.
 
-        Args:
-            folder: where to; made if it is not there.
-            dtype: of the weights in the file; torch.float16 halves its size.
+        With weights as torch.float16 the file is half as large.
 
         Raises:
             OSError: if the folder cannot be written to.
         """
         Path(folder).mkdir(parents=True, exist_ok=True)
-        weights = {name: x.to(dtype) for name, x in self.model.state_dict().items()}
         write_tensors(
             Path(folder) / "weights.safetensors",
-            weights,
+            {name: x.to(dtype) for name, x in self.model.state_dict().items()},
             config=asdict(self.model.config),
             model=describe_model(self.model),
             tokenizer=self.tokenizer.to_str(),
@@ -132,14 +119,10 @@ class Translator:
     def from_pretrained(
         cls, name: str | Path = "de-en", model: Transformer | None = None
     ) -> "Translator":
-        """Load a translator.
+        """Load a translator: of a folder that `save` has written, or "de-en", which is shipped.
 
-        Args:
-            name: a folder that `save` has written, or "de-en", which comes with the package.
-            model: where to load the weights into; needed if parts of the model had been replaced.
-
-        Returns:
-            The translator, its model in eval mode with float32 weights.
+        Its weights are float32, its model is in eval mode. If parts of the model had been replaced,
+        give as `model` one with the same parts, for the weights to be loaded into.
 
         Raises:
             ValueError: if there is no such translator, its file is damaged, or its model is not
