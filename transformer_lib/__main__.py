@@ -203,7 +203,6 @@ def _train(options: argparse.Namespace) -> int:
         torch.manual_seed(options.seed)
         model = Transformer(replace(config, vocab_size=tokenizer.get_vocab_size())).to(device)
         translator = Translator(model, tokenizer, {"options": told, "history": []})
-        print(f"{count_parameters(model):,} parameters to learn", file=sys.stderr)
         held_out = examples.get("validation", [])
         batches = token_batches(held_out, options.max_tokens, seed=0) if held_out else ()
         scored = pairs.get("validation", [])[: options.bleu_sentences]
@@ -234,7 +233,7 @@ def _train(options: argparse.Namespace) -> int:
             said = "--resume goes on" if checkpoint.exists() else "nothing was saved yet"
             raise KeyboardInterrupt(said) from None
         translator.save(folder)
-    print(f"the translator is in {folder}", file=sys.stderr)
+    print(f"{count_parameters(model):,} parameters are in {folder}", file=sys.stderr)
     return 0
 
 
