@@ -106,8 +106,9 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the commands train, translate and evaluate, and their options."""
-    about = "Train a translator, use it, and score it."
-    parser = _Parser(prog="python -m transformer_lib", description=about)
+    parser = _Parser(
+        prog="python -m transformer_lib", description="Train, use, score a translator."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command, (_, options, about) in COMMANDS.items():
         added = commands.add_parser(command, help=about, description=about, allow_abbrev=False)
@@ -275,12 +276,11 @@ def _evaluate(options: argparse.Namespace) -> int:
     pairs = read_pairs(options.pairs) if options.pairs else load_pairs("test")
     sources, references, _ = zip(*pairs, strict=True)
     start = time.perf_counter()
-    hypotheses = translator.translate(sources, *search)
-    seconds = time.perf_counter() - start
+    hypotheses, seconds = translator.translate(sources, *search), time.perf_counter() - start
     score = bleu(hypotheses, references)
     report: Any = {"bleu": round(score.score, 2), "chrf": round(chrf(hypotheses, references), 2)}
     report |= {"sentences": len(pairs), "signature": score.signature, "seconds": round(seconds, 1)}
-    lines = [f"{name:10s} {value}" for name, value in report.items()]
+    lines = [f"{name:9} {x}" for name, x in report.items()]
     print(json.dumps(report) if options.json else "\n".join(lines))
     return 0
 
@@ -296,6 +296,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `python -m transformer_lib`, with these words or the process's own; give its exit status.
 
     1: lines were left empty; 2: anything else is wrong; 130: Ctrl-C; 141: nobody reads the output.
+
+    Raises:
+        RuntimeError: if it is a fault of the program, not a lack of memory.
     """
     if reconfigure := getattr(sys.stdout, "reconfigure", None):
         reconfigure(encoding="utf-8")  # whatever the locale
