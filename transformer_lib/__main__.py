@@ -106,9 +106,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the commands train, translate and evaluate, and their options."""
-    parser = _Parser(
-        prog="python -m transformer_lib", description="Train, use, score a translator."
-    )
+    parser = _Parser(prog="python -m transformer_lib", description="Train, use and score.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command, (_, options, about) in COMMANDS.items():
         added = commands.add_parser(command, help=about, description=about, allow_abbrev=False)
