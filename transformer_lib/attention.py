@@ -37,17 +37,6 @@ def causal_mask(length: int, device: torch.device | None = None) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
 
-def _allowed(
-    query: Tensor, key: Tensor, attn_mask: Tensor | None, is_causal: bool
-) -> Tensor | None:
-    """Both masks in one, None if everything is allowed."""
-    queries, keys = query.size(-2), key.size(-2)
-    if not is_causal or queries == 1:  # a single query stands beside the last key: it sees all
-        return attn_mask
-    causal = torch.ones(queries, keys, dtype=torch.bool, device=key.device).tril(keys - queries)
-    return causal if attn_mask is None else attn_mask & causal
-
-
 def attention_weights(
     query: Tensor, key: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
@@ -58,6 +47,17 @@ def attention_weights(
     """
     scores = scaled_dot_similarity(query, key)  # (..., queries, keys)
     return masked_softmax(scores, _allowed(query, key, attn_mask, is_causal))
+
+
+def _allowed(
+    query: Tensor, key: Tensor, attn_mask: Tensor | None, is_causal: bool
+) -> Tensor | None:
+    """Both masks in one, None if everything is allowed."""
+    queries, keys = query.size(-2), key.size(-2)
+    if not is_causal or queries == 1:  # a single query stands beside the last key: it sees all
+        return attn_mask
+    causal = torch.ones(queries, keys, dtype=torch.bool, device=key.device).tril(keys - queries)
+    return causal if attn_mask is None else attn_mask & causal
 
 
 def scaled_dot_product_attention(

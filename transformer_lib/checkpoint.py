@@ -1,6 +1,6 @@
 """Tensors in files, checkpoints, and averages of them.
 
-Written from chapters 14, 15 of the book: edit the chapter, then `make sync`.
+Written from chapter 14 of the book: edit the chapter, then `make sync`.
 """
 
 import json

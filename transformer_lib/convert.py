@@ -13,7 +13,14 @@ from transformer_lib.attention import MultiHeadAttention
 from transformer_lib.door import check_same, describe_model
 from transformer_lib.transformer import Transformer, TransformerConfig
 
-__all__ = ["attention_partners", "copy_weights", "from_torch", "to_torch", "transformer_partners"]
+__all__ = [
+    "attention_partners",
+    "check_torch",
+    "copy_weights",
+    "from_torch",
+    "to_torch",
+    "transformer_partners",
+]
 
 
 def attention_partners(
@@ -64,24 +71,6 @@ def copy_weights(pairs: list[tuple[Tensor, Tensor]]) -> None:
         if to.shape != source.shape:  # torch would broadcast
             raise ValueError(f"weights {[*source.shape]} do not fit into {[*to.shape]}")
         to.copy_(source)
-
-
-def check_torch(module: nn.Module) -> None:
-    """Refuse with a ValueError, by name, a part that torch's own Transformer with ReLU has not."""
-
-    def describe(part: nn.Module) -> str:
-        words = [name for name, _ in part.named_parameters(recurse=False)]
-        for name in ("eps", "add_zero_attn", "activation"):
-            if hasattr(part, name):
-                value = getattr(part, name)
-                words.append(f"{name} {getattr(value, '__name__', value)}")
-        return f"{part.__module__}.{type(part).__name__}: {', '.join(words)}"
-
-    torchs = [nn.Transformer(2, 2, 1, 1, 2, 0.0, a, batch_first=True) for a in (F.relu, nn.ReLU())]
-    known = {describe(part) for its in torchs for part in its.modules()}
-    for name, part in module.named_modules():
-        if describe(part) not in known:
-            raise ValueError(f"{name or 'the module'} cannot be carried over: {describe(part)}")
 
 
 def from_torch(
@@ -158,3 +147,21 @@ def to_torch(model: Transformer) -> nn.Transformer:
             part.dropout.p = 0.0  # inside the feed-forward network
     copy_weights([(theirs, ours) for ours, theirs in transformer_partners(model, module)])
     return module.train(model.training)
+
+
+def check_torch(module: nn.Module) -> None:
+    """Refuse with a ValueError, by name, a part that torch's own Transformer with ReLU has not."""
+
+    def describe(part: nn.Module) -> str:
+        words = [name for name, _ in part.named_parameters(recurse=False)]
+        for name in ("eps", "add_zero_attn", "activation"):
+            if hasattr(part, name):
+                value = getattr(part, name)
+                words.append(f"{name} {getattr(value, '__name__', value)}")
+        return f"{part.__module__}.{type(part).__name__}: {', '.join(words)}"
+
+    torchs = [nn.Transformer(2, 2, 1, 1, 2, 0.0, a, batch_first=True) for a in (F.relu, nn.ReLU())]
+    known = {describe(part) for its in torchs for part in its.modules()}
+    for name, part in module.named_modules():
+        if describe(part) not in known:
+            raise ValueError(f"{name or 'the module'} cannot be carried over: {describe(part)}")

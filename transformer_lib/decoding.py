@@ -1,6 +1,6 @@
 """Greedy decoding, beam search and sampling, with a cache of keys and values.
 
-Written from chapters 12, 16 of the book: edit the chapter, then `make sync`.
+Written from chapter 16 of the book: edit the chapter, then `make sync`.
 """
 
 import math
@@ -21,9 +21,37 @@ __all__ = [
     "Hypothesis",
     "IncrementalDecoder",
     "beam_search",
+    "by_columns",
     "greedy_decode",
     "sample",
 ]
+
+
+def greedy_decode(
+    model: nn.Module,
+    source: Tensor,
+    max_new_tokens: int | Sequence[int],
+    bos_id: int = BOS_ID,
+    eos_id: int = EOS_ID,
+) -> list[list[int]]:
+    """Write the likeliest next token, again and again, until <eos>.
+
+    Args:
+        model: put into eval mode for the call, and back into the mode it was in.
+        source: ids, shape (batch, source), padded on the right.
+        max_new_tokens: how many tokens a row may get at most, <eos> counted; one number, or one
+            for each row.
+        bos_id: the id that begins a target.
+        eos_id: the id that ends one.
+
+    Returns:
+        One list of ids for each row, without <bos>, and without <eos> and what came after it.
+
+    Raises:
+        ValueError: if max_new_tokens is below 1 or beyond the model's positions, the source is
+            empty or not of ids, or the model says NaN.
+    """
+    return _write(model, source, max_new_tokens, lambda x: x.argmax(dim=-1), bos_id, eos_id)
 
 
 class IncrementalDecoder:
@@ -140,33 +168,6 @@ def _write(
                 tokens = tokens[kept]
                 decoder.keep(kept)
     return texts
-
-
-def greedy_decode(
-    model: nn.Module,
-    source: Tensor,
-    max_new_tokens: int | Sequence[int],
-    bos_id: int = BOS_ID,
-    eos_id: int = EOS_ID,
-) -> list[list[int]]:
-    """Write the likeliest next token, again and again, until <eos>.
-
-    Args:
-        model: put into eval mode for the call, and back into the mode it was in.
-        source: ids, shape (batch, source), padded on the right.
-        max_new_tokens: how many tokens a row may get at most, <eos> counted; one number, or one
-            for each row.
-        bos_id: the id that begins a target.
-        eos_id: the id that ends one.
-
-    Returns:
-        One list of ids for each row, without <bos>, and without <eos> and what came after it.
-
-    Raises:
-        ValueError: if max_new_tokens is below 1 or beyond the model's positions, the source is
-            empty or not of ids, or the model says NaN.
-    """
-    return _write(model, source, max_new_tokens, lambda x: x.argmax(dim=-1), bos_id, eos_id)
 
 
 class Hypothesis(NamedTuple):

@@ -1,6 +1,6 @@
 """What public entry points refuse: numbers, masks and token ids that torch would take silently.
 
-Written from chapter 0 of the book: edit the chapter, then `make sync`.
+Written from chapters 0, 5, 6, 12 of the book: edit the chapter, then `make sync`.
 """
 
 import math
@@ -31,6 +31,15 @@ def check_numbers(
             raise ValueError(f"{name} must be {kind.__name__}{limits}, got {value!r}")
 
 
+def check_tokens(name: str, tokens: Tensor) -> None:
+    """Refuse with a ValueError what is no batch of rows of token ids, or an empty one."""
+    if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32) or not tokens.numel():
+        raise ValueError(
+            f"{name} must be token ids, int64 or int32, of shape (batch, length), none empty, "
+            f"got {tokens.dtype} of shape {tuple(tokens.shape)}"
+        )
+
+
 def check_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> None:
     """Refuse with a ValueError batches that do not match, and a mask that could be misread."""
     shapes = [tuple(x.shape) for x in (query, key, value)]
@@ -45,15 +54,6 @@ def check_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor
             "attn_mask must be boolean, True where attention is allowed, of shape (queries, keys) "
             "or (batch, heads, queries, keys), "
             f"got {attn_mask.dtype} of shape {tuple(attn_mask.shape)}"
-        )
-
-
-def check_tokens(name: str, tokens: Tensor) -> None:
-    """Refuse with a ValueError what is no batch of rows of token ids, or an empty one."""
-    if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32) or not tokens.numel():
-        raise ValueError(
-            f"{name} must be token ids, int64 or int32, of shape (batch, length), none empty, "
-            f"got {tokens.dtype} of shape {tuple(tokens.shape)}"
         )
 
 

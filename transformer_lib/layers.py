@@ -62,27 +62,6 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
-class Dropout(nn.Dropout):
-    """torch's dropout with a cheaper draw on a CPU: 16 random bits an entry.
-
-    While training, an entry becomes 0 with probability p, rounded to a multiple of 1 / 65,536, and
-    is divided by 1 - p otherwise (paper, section 5.4). In eval mode nothing happens.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Drop entries of a tensor of any shape."""
-        if not self.training:
-            return input
-        dropped = round(self.p * 65_536)  # of all 65,536 draws
-        if input.device.type != "cpu" or dropped in (0, 65_536):
-            return super().forward(input)
-        count = input.numel()
-        draws = torch.empty(count // 4 + 1, dtype=torch.int64).random_(-(2**63), None)
-        draws = draws.view(torch.int16)[:count].view(input.shape)  # from -32,768 to 32,767
-        mask = (draws >= dropped - 32_768).to(input.dtype)  # 0 or 1
-        return input * mask.mul_(65_536 / (65_536 - dropped))
-
-
 class ResidualConnection(nn.Module):
     """x + Sublayer(x), with dropout and a layer norm (paper, sections 3.1 and 5.4).
 
@@ -192,3 +171,24 @@ class DecoderLayer(nn.Module):
         x = self.residual_2(x, lambda x: cross(x, memory, memory, memory_mask, cache=memory_cache))
         x = self.residual_3(x, self.feed_forward)
         return x
+
+
+class Dropout(nn.Dropout):
+    """torch's dropout with a cheaper draw on a CPU: 16 random bits an entry.
+
+    While training, an entry becomes 0 with probability p, rounded to a multiple of 1 / 65,536, and
+    is divided by 1 - p otherwise (paper, section 5.4). In eval mode nothing happens.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop entries of a tensor of any shape."""
+        if not self.training:
+            return input
+        dropped = round(self.p * 65_536)  # of all 65,536 draws
+        if input.device.type != "cpu" or dropped in (0, 65_536):
+            return super().forward(input)
+        count = input.numel()
+        draws = torch.empty(count // 4 + 1, dtype=torch.int64).random_(-(2**63), None)
+        draws = draws.view(torch.int16)[:count].view(input.shape)  # from -32,768 to 32,767
+        mask = (draws >= dropped - 32_768).to(input.dtype)  # 0 or 1
+        return input * mask.mul_(65_536 / (65_536 - dropped))

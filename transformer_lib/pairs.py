@@ -1,6 +1,6 @@
 """Sentence pairs, and batches of them by token count.
 
-Written from chapter 13 of the book: edit the chapter, then `make sync`.
+Written from chapters 13, 15 of the book: edit the chapter, then `make sync`.
 """
 
 import gzip

@@ -16,6 +16,7 @@ __all__ = [
     "EOS_ID",
     "PAD_ID",
     "SPECIAL_TOKENS",
+    "check_texts",
     "encode_texts",
     "load_tokenizer",
     "parse_tokenizer",
@@ -30,6 +31,15 @@ BOS_ID = 1
 EOS_ID = 2
 
 
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuse with a ValueError one string in place of many, and text that is no Unicode."""
+    if isinstance(texts, str):
+        raise ValueError(f"needs a list of texts, got the single text {texts[:40]!r}")
+    for text in texts:
+        if not isinstance(text, str) or re.search("[\ud800-\udfff]", text):
+            raise ValueError(f"{text!r} is no text: half a surrogate pair is no character")
+
+
 def _prepared(tokenizer: Tokenizer) -> Tokenizer:
     """Set what a tokenizer's file does not keep; ValueError if its special tokens are not ours."""
     ids = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
@@ -38,15 +48,6 @@ def _prepared(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.encode_special_tokens = True  # "<eos>" inside a text is a text like any other
     tokenizer.normalizer = normalizers.NFC()  # ä is one character, however it was written
     return tokenizer
-
-
-def check_texts(texts: Sequence[str]) -> None:
-    """Refuse with a ValueError one string in place of many, and text that is no Unicode."""
-    if isinstance(texts, str):
-        raise ValueError(f"needs a list of texts, got the single text {texts[:40]!r}")
-    for text in texts:
-        if not isinstance(text, str) or re.search("[\ud800-\udfff]", text):
-            raise ValueError(f"{text!r} is no text: half a surrogate pair is no character")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -80,21 +81,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return _prepared(tokenizer)
 
 
-def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, without <bos> and <eos>.
-
-    Raises:
-        ValueError: for a single string, text that is no Unicode, or one that became a special token.
-    """
-    check_texts(texts)
-    rows = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
-    for text, row in zip(texts, rows, strict=True):
-        if row and min(row) < len(SPECIAL_TOKENS):
-            token = SPECIAL_TOKENS[min(row)]
-            raise ValueError(f"{text!r} became {token}: is tokenizer.encode_special_tokens set?")
-    return rows
-
-
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
     """Write a tokenizer into a JSON file."""
     Path(path).write_text(tokenizer.to_str(), encoding="utf-8")
@@ -117,3 +103,18 @@ def parse_tokenizer(text: str, origin: str) -> Tokenizer:
     except Exception as error:  # the library raises nothing more special
         raise ValueError(f"{origin} is no tokenizer: {error}") from None
     return _prepared(tokenizer)
+
+
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, without <bos> and <eos>.
+
+    Raises:
+        ValueError: for a single string, text that is no Unicode, or one that became a special token.
+    """
+    check_texts(texts)
+    rows = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+    for text, row in zip(texts, rows, strict=True):
+        if row and min(row) < len(SPECIAL_TOKENS):
+            token = SPECIAL_TOKENS[min(row)]
+            raise ValueError(f"{text!r} became {token}: is tokenizer.encode_special_tokens set?")
+    return rows

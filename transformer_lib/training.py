@@ -35,12 +35,18 @@ from transformer_lib.door import check_numbers, check_same
 from transformer_lib.transformer import evaluating
 
 __all__ = [
+    "Loss",
     "Progress",
     "TrainingSettings",
+    "backward",
+    "broadcast",
     "cross_entropy_sum",
     "evaluate_loss",
+    "has_bfloat16",
     "learning_rate",
     "make_optimizer",
+    "over_ranks",
+    "to_device",
     "train",
     "translation_loss",
 ]
