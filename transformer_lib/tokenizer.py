@@ -87,12 +87,7 @@ def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read what save_tokenizer wrote.
-
-    Raises:
-        OSError: if there is no such file.
-        ValueError: if the file is damaged, or its special tokens are not ours.
-    """
+    """Read what save_tokenizer wrote; ValueError if it is damaged, or has other special tokens."""
     return parse_tokenizer(Path(path).read_bytes().decode("utf-8", "replace"), str(path))
 
 

@@ -27,12 +27,7 @@ __all__ = [
 
 
 class Stack(nn.Module):
-    """Layers one above the other, and perhaps a last norm (paper, section 3.1).
-
-    Args:
-        layers: in the order in which they run, at least one; the paper has 6.
-        norm: applied to what the last layer returns; pre-norm stacks need it.
-    """
+    """Layers one above the other (paper, section 3.1: 6), and a last norm if they are pre-norm."""
 
     def __init__(self, layers: Iterable[nn.Module], norm: nn.Module | None = None) -> None:
         super().__init__()
@@ -56,8 +51,7 @@ class Encoder(Stack):
 class Decoder(Stack):
     """Each target position to the vector from which its next word is predicted.
 
-    Of DecoderLayers, and called as they are: decoder(x, memory, attn_mask, memory_mask, cache,
-    memory_cache). All of them read the same memory.
+    Of DecoderLayers, and called as they are; all of them read the same memory.
     """
 
 

@@ -60,8 +60,7 @@ class Translator:
         text (paper), or more than the model has positions. A beam_size of 1 is greedy decoding.
 
         Raises:
-            ValueError: for one string in place of many, a number below 1, or a text with more
-                tokens than the model has positions.
+            ValueError: for one string in place of many, a number below 1, or a text too long.
         """
         check_numbers(int, 1, beam_size=beam_size, batch_size=batch_size)
         check_numbers(float, 0, length_penalty=length_penalty)

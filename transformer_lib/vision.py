@@ -40,10 +40,7 @@ def load_fashion(split: str) -> tuple[Tensor, Tensor]:
 class AttentionPooling(nn.Module):
     """Pool the patches of a picture into one vector, by attention with one learned query.
 
-    The query begins at zero, so that a fresh module averages.
-
-    Args:
-        d_model: features of a patch, and width of the pooled vector.
+    A patch has d_model features. The query begins at zero, so that a fresh module averages.
     """
 
     def __init__(self, d_model: int) -> None:
