@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import io
 import json
 import os
 import re
@@ -237,7 +238,6 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _translator(options: argparse.Namespace) -> tuple[Translator, tuple[int, float, int]]:
-    """A translator, and how it is to search."""
     check_numbers(int, 1, beam_size=options.beam_size, batch_size=options.batch_size)
     check_numbers(float, 0, 100, length_penalty=options.length_penalty)
     translator = Translator.from_pretrained(options.model)
@@ -248,16 +248,16 @@ def _translator(options: argparse.Namespace) -> tuple[Translator, tuple[int, flo
 def _translate(options: argparse.Namespace) -> int:
     translator, search = _translator(options)
     positions = translator.model.config.max_length
-    at_once = 1 if sys.stdin.isatty() else options.batch_size  # a person waits for the answer
-    numbered, failed = enumerate(sys.stdin.buffer, start=1), 0
+    lines_in = sys.stdin.buffer if sys.stdin else io.BytesIO()  # None: closed
+    at_once = 1 if lines_in.isatty() else options.batch_size  # a person waits for the answer
+    numbered, failed = enumerate(lines_in, start=1), 0
     while lines := list(islice(numbered, at_once)):
         texts = []
         for number, line in lines:
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                (row,) = encode_texts(translator.tokenizer, [text])
-                if len(row) >= positions:
-                    raise ValueError(f"{len(row) + 1} tokens, the model has {positions} positions")
+                if (length := len(encode_texts(translator.tokenizer, [text])[0]) + 1) > positions:
+                    raise ValueError(f"{length} tokens, the model has {positions} positions")
             except ValueError as error:  # a UnicodeDecodeError is one, too
                 failed += 1
                 print(f"line {number} is left empty: {error}", file=sys.stderr)

@@ -478,10 +478,19 @@ def test_weights_that_are_no_numbers(
     assert "NaN" in refused(read)
 
 
-def test_too_little_memory_is_said(here: Path, read: Read) -> None:
-    assert train("--d-model", str(2**30), "--num-heads", "2") == 2
-    assert "memory" in refused(read)
+def test_too_little_memory_is_said(here: Path, read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 409600000000 bytes"
+
+    def fail(config: TransformerConfig) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(command_line, "Transformer", fail)
+    assert train() == 2
+    assert message in refused(read)
     assert not Path("x").exists()
+    message = "a fault of the program"
+    with pytest.raises(RuntimeError, match="a fault"):
+        train()
 
 
 # Translate ---------------------------------------------------------------------------------------
@@ -567,6 +576,14 @@ def test_output_is_utf_8_whatever_the_locale(arrow_folder: Path) -> None:
     assert outs[0] == outs[1]
     assert outs[0].count("→".encode()) > 2
     assert outs[0].count(b"\n") == 2
+
+
+def test_a_closed_input_is_an_empty_one(
+    model_folder: Path, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["translate", "--model", str(model_folder)]) == 0
+    assert read() == ("", "")
 
 
 def test_a_reader_that_goes_away_is_no_error(arrow_folder: Path) -> None:
