@@ -50,18 +50,12 @@ def weighted_lookup(
 
 
 def dot_similarity(query: Tensor, key: Tensor) -> Tensor:
-    """Score q.k of every query with every key (Luong et al., 2015, "dot").
-
-    (..., queries, d_k) and (..., keys, d_k) -> (..., queries, keys)
-    """
-    return query @ key.transpose(-2, -1)
+    """q.k of every query and key, (..., queries, d_k) and (..., keys, d_k) (Luong et al., 2015)."""
+    return query @ key.transpose(-2, -1)  # (..., queries, keys)
 
 
 def scaled_dot_similarity(query: Tensor, key: Tensor) -> Tensor:
-    """Score q.k / sqrt(d_k) of every query with every key (paper, section 3.2.1).
-
-    (..., queries, d_k) and (..., keys, d_k) -> (..., queries, keys)
-    """
+    """q.k / sqrt(d_k) of every query and key, shapes as in dot_similarity (paper, section 3.2.1)."""
     return dot_similarity(query / math.sqrt(query.size(-1)), key)  # in float16, q.k may overflow
 
 

@@ -94,7 +94,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (None, found[0], None, None, *found[1:])
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def cross_entropy_sum(
     model: nn.Module, hidden: Tensor, targets: Tensor, label_smoothing: float = 0.0
 ) -> Tensor:

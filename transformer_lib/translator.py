@@ -63,7 +63,7 @@ class Translator:
             ValueError: for one string in place of many, a number below 1, or a text too long.
         """
         check_numbers(int, 1, beam_size=beam_size, batch_size=batch_size)
-        check_numbers(float, 0, length_penalty=length_penalty)
+        check_numbers(float, 0, 10, length_penalty=length_penalty)
         positions = self.model.config.max_length
         texts = texts if isinstance(texts, str) else [text.strip() for text in texts]
         rows = encode_texts(self.tokenizer, texts)
