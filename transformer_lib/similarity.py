@@ -60,10 +60,7 @@ def scaled_dot_similarity(query: Tensor, key: Tensor) -> Tensor:
 
 
 class BilinearSimilarity(nn.Module):
-    """Score q^T W k of every query with every key (Luong et al., 2015, "general").
-
-    (..., queries, query_dim) and (..., keys, key_dim) -> (..., queries, keys)
-    """
+    """q^T W k of every query and key, query_dim and key_dim wide (Luong et al., 2015)."""
 
     def __init__(self, query_dim: int, key_dim: int) -> None:
         super().__init__()
@@ -74,11 +71,7 @@ class BilinearSimilarity(nn.Module):
 
 
 class AdditiveSimilarity(nn.Module):
-    """Score v^T tanh(W_q q + W_k k) (Bahdanau et al., 2015, appendix A.1.2).
-
-    (..., queries, query_dim) and (..., keys, key_dim) -> (..., queries, keys). The two are added
-    at width hidden_dim.
-    """
+    """v^T tanh(W_q q + W_k k), with W_q q hidden_dim wide (Bahdanau et al., 2015, A.1.2)."""
 
     def __init__(self, query_dim: int, key_dim: int, hidden_dim: int) -> None:
         super().__init__()
