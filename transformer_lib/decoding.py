@@ -62,7 +62,7 @@ class IncrementalDecoder:
 
     Args:
         model: in eval mode; a Transformer, or another model whose decode takes two caches.
-        source: ids, shape (batch, source), padded on the right; at first each has one row.
+        source: ids, (batch, source), padded on the right, none of them empty (ValueError).
     """
 
     def __init__(self, model: Any, source: Tensor) -> None:

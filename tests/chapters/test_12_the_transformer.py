@@ -576,7 +576,7 @@ class Scripted(nn.Module):
 
     config = TINY
 
-    def incremental_decoder(self, source: Tensor, beam_size: int) -> "Scripted":
+    def incremental_decoder(self, source: Tensor) -> "Scripted":
         self.rows, self.steps = torch.tensor([[5, EOS, 6, 6], [7, 8, EOS, 9]]), 0
         return self
 

@@ -98,7 +98,7 @@ def test_endless_batches_are_epochs_shuffled_anew() -> None:
 def test_endless_batches_refuse_at_once() -> None:
     with pytest.raises(ValueError, match="at least one example"):
         endless_batches([], 8, seed=0)
-    with pytest.raises(ValueError, match="more than max_tokens 2"):
+    with pytest.raises(ValueError, match="needs max_tokens 3, got 2"):
         endless_batches(EXAMPLES, 2, seed=0)
 
 
@@ -154,7 +154,6 @@ def test_reports() -> None:
     assert reports[-1].validation_loss < reports[0].validation_loss
     assert reports[0].train_loss > reports[-1].train_loss
     assert [report.tokens for report in reports] == [18 * step for step in (10, 20, 25)]
-    assert reports[0].seconds <= reports[1].seconds
     silent = train(fresh(), repeat(BATCH), settings=TrainingSettings(1))
     assert math.isnan(silent[0].validation_loss)
     assert math.isnan(silent[0].score)
@@ -692,7 +691,7 @@ def test_resuming_another_model_is_refused(change: dict[str, Any], tmp_path: Pat
     config = TransformerConfig(12, 16, 4, 32, num_decoder_layers=1, **sizes)
     settings = TrainingSettings(2, save_every=2)
     train(Transformer(config), batches(), settings=settings, checkpoint=tmp_path / "c")
-    with pytest.raises(ValueError, match=f"another model, does not fit.*{next(iter(change))}"):
+    with pytest.raises(ValueError, match=f"another model or .*does not fit.*{next(iter(change))}"):
         train(
             Transformer(replace(config, **change)),
             batches(),

@@ -127,9 +127,10 @@ def test_train_translate_evaluate(here: Path, read: Read, monkeypatch: pytest.Mo
     assert report["sentences"] == 4
 
 
-def test_defaults_are_those_of_the_dataclasses() -> None:
+def test_defaults_are_valid_and_every_field_has_one() -> None:
     options = vars(command_line.build_parser().parse_args(["train"]))
-    config, settings = asdict(TransformerConfig.small(4000)), asdict(TrainingSettings(10_000))
+    config = asdict(TransformerConfig(4000, 256, 4, 512, 3, 3, norm_first=True))
+    settings = asdict(TrainingSettings(10_000, 1000, report_every=250, save_every=250))
     del config["pad_id"]
     assert {name: options[name] for name in config} == config
     assert {name: options[name] for name in settings} == settings
