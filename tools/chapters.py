@@ -5,7 +5,6 @@ A chapter is notebooks/NN-title.ipynb. What differs from chapter to chapter stan
     "book": {
       "seconds": 31.1,     CPU seconds that it took, written by `make execute`
       "budget": 270,       CPU seconds that it may take; 60 if it does not say
-      "threads": 2,        a chapter with more than one runs alone; 1 if it does not say
       "modules": {"attention": "Masks and attention."}     what the modules hold that it is the first to export to
     }
 """
@@ -119,18 +118,9 @@ class Chapter:
         return self.book.get("budget", 60)
 
     @property
-    def threads(self) -> int:
-        return self.book.get("threads", 1)
-
-    @property
     def cpu_seconds(self) -> float | None:
         """CPU seconds that it took."""
         return self.book.get("seconds")
-
-    @property
-    def run_time(self) -> float | None:
-        """Seconds that a reader waits for it."""
-        return None if self.cpu_seconds is None else self.cpu_seconds / self.threads
 
     # What is in it
 

@@ -85,7 +85,7 @@ def repository_url() -> str:
 def time_line(seconds: float) -> str:
     """The line of a chapter that says how long it runs; rounded up, so that it does not change at every run."""
     step = 5 if seconds < 60 else 10
-    return f"- **Time:** runs in about {math.ceil(seconds / step) * step} s on 2 CPU cores, without a GPU."
+    return f"- **Time:** runs in about {math.ceil(seconds / step) * step} s on one CPU core, without a GPU."
 
 
 def stamp(chapter: Chapter, url: str) -> None:
@@ -94,9 +94,9 @@ def stamp(chapter: Chapter, url: str) -> None:
         cell.source = SETUP.format(url=url)
         # Twenty lines that a reader need not see each time.
         cell.metadata["tags"] = ["setup", "hide-input"]
-    if chapter.run_time is not None:
+    if chapter.cpu_seconds is not None:
         first = chapter.cells[0]
-        first.source = TIME_LINE.sub(time_line(chapter.run_time), first.source)
+        first.source = TIME_LINE.sub(time_line(chapter.cpu_seconds), first.source)
     for tag in ("hide-cell", "hide-input"):  # Jupyter Book folds by tag, JupyterLab by this
         for cell in chapter.tagged(tag):
             cell.metadata["jupyter"] = {"source_hidden": True}
@@ -121,7 +121,8 @@ def stamp_all(book: list[Chapter], check: bool) -> int:
 def run(chapter: Chapter, output: Path, python: Path, parameters: dict[str, int]) -> float:
     """Run a chapter with papermill in an empty folder; returns the CPU seconds it took, raises what it raises."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"OMP_NUM_THREADS": str(chapter.threads), "PYTHONDONTWRITEBYTECODE": "1"}
+    # One thread: two wait for each other on a busy machine, and waiting costs CPU seconds, too.
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     with (
         tempfile.TemporaryDirectory() as folder,
         tempfile.TemporaryDirectory() as no_kernels,
@@ -150,12 +151,9 @@ def run(chapter: Chapter, output: Path, python: Path, parameters: dict[str, int]
 
 
 def on_all(book: list[Chapter], job: Callable[[Chapter], None]) -> None:
-    """Do a job for every chapter: two at a time, but those of several threads alone."""
+    """Do a job for every chapter, two at a time, the longest first."""
     with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
-        list(pool.map(job, [chapter for chapter in book if chapter.threads == 1]))
-    for chapter in book:
-        if chapter.threads > 1:
-            job(chapter)
+        list(pool.map(job, sorted(book, key=lambda chapter: -chapter.budget)))
 
 
 def report(chapter: Chapter, seconds: float) -> None:

@@ -69,7 +69,7 @@ def chapter_table(to_root: str) -> str:
     ]
     for chapter in book():
         modules = dict.fromkeys(f"`{name.split('.')[1]}`" for name in exported_names(chapter))
-        seconds = chapter.run_time
+        seconds = chapter.cpu_seconds
         time = "not measured" if seconds is None else f"{max(1, round(seconds))} s"
         link = f"[{chapter.title}]({to_root}notebooks/{chapter.path.name})"
         exercises = len(chapter.tagged("exercise"))

@@ -266,7 +266,7 @@ def test_run_times_come_from_the_notebooks(site: Path) -> None:
     text = re.sub(r"<[^>]+>", " ", read_page(site / "book/how-to-use.html").text)
     assert "not measured" not in text, "a chapter has no run time: run `make execute`"
     for chapter in chapters():
-        seconds = max(1, round(chapter.run_time))
+        seconds = max(1, round(chapter.cpu_seconds))
         assert re.search(rf"\b{seconds} s\b", text), f"{chapter}'s {seconds} s are not in the table"
 
 

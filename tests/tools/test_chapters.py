@@ -29,12 +29,11 @@ def test_what_the_first_cell_and_the_metadata_say(tmp_path: Path) -> None:
     first = new.new_markdown_cell(
         "# 7. A title\n\nText.\n\n- **Question:** why\n  so?\n- **You build:** it"
     )
-    chapter = chapter_of(tmp_path, first, seconds=90.0, budget=270, threads=2)
+    chapter = chapter_of(tmp_path, first, seconds=90.0, budget=270)
     assert (chapter.number, chapter.title, chapter.question) == (7, "7. A title", "why so?")
-    assert (chapter.cpu_seconds, chapter.budget, chapter.threads) == (90.0, 270, 2)
-    assert chapter.run_time == 45
+    assert (chapter.cpu_seconds, chapter.budget) == (90.0, 270)
     plain = chapter_of(tmp_path, first)
-    assert (plain.cpu_seconds, plain.run_time, plain.budget, plain.threads) == (None, None, 60, 1)
+    assert (plain.cpu_seconds, plain.budget) == (None, 60)
 
 
 def test_cells_by_section_and_tag(tmp_path: Path) -> None:
