@@ -25,6 +25,10 @@ from tools.chapters import ROOT, Chapter, ChapterError, chapters, tags
 
 PROOF = ROOT / "build" / "proof"
 
+# What is stored in a chapter is held to its budget by a test. A proof fails only beyond this many times
+# the budget: where two processes share a core, each needs more CPU seconds for the same work.
+PATIENCE = 2
+
 TIME_LINE = re.compile(r"^- \*\*Time:\*\* .*$", re.MULTILINE)
 
 SETUP = """\
@@ -253,8 +257,8 @@ def prove(book: list[Chapter], seed: int) -> int:
         try:
             seconds = run(chapter, PROOF / name, python, parameters)
             report(chapter, seconds)
-            if seconds > chapter.budget:
-                failures.append(f"{name} took {seconds:.0f} CPU-s, more than its {chapter.budget}")
+            if seconds > PATIENCE * chapter.budget:
+                failures.append(f"{name} took {seconds:.0f} CPU-s, far over its {chapter.budget}")
         except RuntimeError as error:
             failures.append(str(error))
             print(f"{name:45s} FAILED", flush=True)

@@ -987,3 +987,11 @@ def test_check_clip() -> None:
     ):
         with pytest.raises(AssertionError, match=words):
             check_clip(attempt)
+
+
+def test_dropout_counts_its_draws_exactly() -> None:
+    """Of 65,536 draws the last one keeps an entry: about 15 of a million, each as large as it must be."""
+    dropout = Dropout(65_535 / 65_536).train()
+    kept = dropout(torch.ones(1_000_000))
+    assert set(kept.unique().tolist()) == {0.0, 65_536.0}
+    assert 1 <= int((kept > 0).sum()) <= 50
