@@ -73,9 +73,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             with torch.enable_grad():
                 # A view, since torch's FlopCounterMode follows no leaf into a module
                 logits = project(piece.view_as(piece)).to(exact)  # (512, vocab_size)
-                loss = F.cross_entropy(
-                    logits, wanted, reduction="sum", label_smoothing=label_smoothing
-                )
+                try:
+                    loss = F.cross_entropy(
+                        logits, wanted, reduction="sum", label_smoothing=label_smoothing
+                    )
+                except IndexError:
+                    most, size = int(wanted.max()), logits.size(-1)
+                    raise ValueError(f"target id {most}, but logits of {size} tokens") from None
             total += loss.detach()
             if not any(ctx.needs_input_grad):  # evaluation
                 continue

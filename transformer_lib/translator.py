@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from transformer_lib.checkpoint import read_tensors, write_tensors
+from transformer_lib.checkpoint import read_tensors, unwrap, write_tensors
 from transformer_lib.decoding import beam_search, greedy_decode
 from transformer_lib.door import check_numbers, check_same, describe_model
 from transformer_lib.pairs import Example, make_batch
@@ -34,6 +34,7 @@ class Translator:
     def __init__(
         self, model: Any, tokenizer: Tokenizer, training: dict[str, Any] | None = None
     ) -> None:
+        model = unwrap(model)  # a compiled model names its weights in another way
         check_same(
             "the model, with this tokenizer,",
             {"vocab_size": model.config.vocab_size, "pad_id": model.config.pad_id},

@@ -995,3 +995,9 @@ def test_dropout_counts_its_draws_exactly() -> None:
     kept = dropout(torch.ones(1_000_000))
     assert set(kept.unique().tolist()) == {0.0, 65_536.0}
     assert 1 <= int((kept > 0).sum()) <= 50
+
+
+def test_a_target_outside_the_vocabulary_is_named(tiny: Callable[..., Transformer]) -> None:
+    model, ids = tiny(vocab_size=23), torch.tensor([[5, 6, 2]])
+    with pytest.raises(ValueError, match="target id 40, but logits of 23"):
+        translation_loss(model, Batch(ids, ids, torch.tensor([[6, 40, 2]])))

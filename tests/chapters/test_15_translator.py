@@ -270,3 +270,11 @@ def test_the_shipped_translator_is_what_its_notes_say() -> None:
     wanted = [pair.target for pair in pairs]
     assert bleu(found, wanted).score == pytest.approx(claimed["bleu"], abs=0.3)
     assert chrf(found, wanted) == pytest.approx(claimed["chrf"], abs=0.3)
+
+
+def test_a_compiled_model_is_saved_as_the_model_that_it_is(tmp_path: Path) -> None:
+    tokenizer = same_tokenizer()
+    translator = Translator(fresh(vocab_size=tokenizer.get_vocab_size()), tokenizer)
+    Translator(torch.compile(translator.model), tokenizer).save(tmp_path)
+    again = Translator.from_pretrained(tmp_path)
+    assert again.translate(["ein satz"]) == translator.translate(["ein satz"])
