@@ -30,7 +30,7 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
 sync: $(READY)  ## write transformer_lib from the chapters
-	$(BIN)/ruff format --quiet notebooks
+	$(BIN)/ruff format notebooks/*.ipynb
 	$(BIN)/python -m tools.export_modules
 
 stamp: $(READY)  ## write the setup cell and the run times into the chapters

@@ -207,8 +207,8 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     stale = stale_files(sources, arguments.package)
-    for line in stale:
-        print(line)
+    # A file that no chapter exports is left alone: deleting is for people.
+    print(*(line for line in stale if arguments.check or "no chapter" in line), sep="\n")
     if arguments.check:
         return 1 if stale else 0
     for name, source in sources.items():
@@ -216,7 +216,6 @@ def main() -> int:
         if not path.exists() or path.read_text(encoding="utf-8") != source:
             path.write_text(source, encoding="utf-8")
             print(f"wrote {name}")
-    # A file that no chapter exports is left alone: deleting is for people.
     return 0
 
 
