@@ -208,7 +208,9 @@ def main() -> int:
         return 1
     stale = stale_files(sources, arguments.package)
     # A file that no chapter exports is left alone: deleting is for people.
-    print(*(line for line in stale if arguments.check or "no chapter" in line), sep="\n")
+    for line in stale:
+        if arguments.check or "no chapter" in line:
+            print(line)
     if arguments.check:
         return 1 if stale else 0
     for name, source in sources.items():
