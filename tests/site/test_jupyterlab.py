@@ -52,7 +52,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             pytest.fail("JupyterLab did not start: " + (folder / "log").read_text()[-2000:])
         yield found[0]
     finally:
-        server.terminate()
+        server.kill()  # asked to end, it would wait for its kernels; they end without it
         server.wait()
         log.close()
 
