@@ -143,6 +143,7 @@ def translation_loss(
     return model(batch.source, batch.target_in, loss), int(real.sum())
 
 
+#: Of a model, a batch and the label smoothing: the sum of what is to become small, and of how many.
 Loss = Callable[[nn.Module, Any, float], tuple[Tensor, int]]
 
 
