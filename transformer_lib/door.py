@@ -42,11 +42,11 @@ def check_tokens(name: str, tokens: Tensor) -> None:
 
 def check_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> None:
     """Refuse with a ValueError batches that do not match, and a mask that could be misread."""
-    shapes = [tuple(x.shape) for x in (query, key, value)]
-    if {len(shape) for shape in shapes} != {3} or len({shape[0] for shape in shapes}) > 1:
+    are_rows = query.ndim == key.ndim == value.ndim == 3
+    if not are_rows or not query.shape[0] == key.shape[0] == value.shape[0]:
         raise ValueError(
             "query, key and value must be (batch, length, width), the same batch size for all three, "
-            f"got {shapes[0]}, {shapes[1]} and {shapes[2]}"
+            f"got {tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}"
         )
     # of three dimensions, is the first batch or heads?
     if attn_mask is not None and (attn_mask.dtype != torch.bool or attn_mask.dim() not in (2, 4)):
