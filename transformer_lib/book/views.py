@@ -109,12 +109,12 @@ class AttentionView:
             cells = "".join(
                 f"<td{_shading(weight)}>{round(weight / 10)}</td>" for weight in weights
             )
-            rows += f'<tr><th scope="row" style="padding:2px">{escape(query)}</th>{cells}</tr>\n'
+            rows += f'<tr><th scope="row" style="padding:2px; text-align:right">{escape(query)}</th>{cells}</tr>\n'
         return (
             '<div class="tpp-static" tabindex="0" role="region" aria-label="Attention weights" '
             'style="overflow-x: auto">\n'
-            '<table style="border-collapse: collapse; font-size: 11px; text-align: right">\n'
-            f'<caption style="white-space: nowrap; text-align: left">{escape(title)}</caption>\n'
+            f"{escape(title)}\n"
+            '<table style="border-collapse: collapse; font-size: 11px; text-align: center">\n'
             f"<thead><tr><td></td>{heads}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>"
         )
 
@@ -189,7 +189,9 @@ def _find(groups: list[AttentionGroup], start: tuple[Any, ...] | None) -> tuple[
                 if tuple(start) == (group.name, layer, head):
                     return number, layer, head
     sizes = {group.name: [len(heads) for heads in group.layers] for group in groups}
-    raise ValueError(f"there is no start {start}; heads of each group and layer are {sizes}")
+    raise ValueError(
+        f"there is no start {tuple(part for part in start if part != '')}; heads of each group and layer are {sizes}"
+    )
 
 
 def model_view(
@@ -267,10 +269,8 @@ def translation_view(
         [translation] = translator.translate([text])
     source, target = encode_texts(translator.tokenizer, [text.strip(), translation.strip()])
     source_names, target_names = (_names(translator.tokenizer, ids) for ids in (source, target))
-    caption = (
-        f"“{text.strip()}” → “{translation.strip()}”. In cross-attention a place of the decoder is "
-        "named after the token that it writes, elsewhere after the token that it reads."
-    )
+    caption = f"“{text.strip()}” → “{translation.strip()}”"
+    caption += " (decoder: the tokens that it reads; cross: the tokens that it writes)"
     return model_view(
         translator.model,
         torch.tensor([[*source, EOS_ID]]),

@@ -115,12 +115,11 @@
       }));
       heads.splice(0, Infinity, ...buttons);
       const most = Math.max(...heads.map((lane) => lane.length));
-      const names = Array.from({ length: most }, (_, h) => make("span", {}, most > 6 ? `${h}` : `head ${h}`));
-      const first = make("span", {}, most > 6 ? "head" : "");
-      headBox.replaceChildren(
-        make("div", { class: "tpp-layer", "aria-hidden": "true" }, first, ...names),
-        ...heads.map((lane, l) => make("div", { class: "tpp-layer" }, make("span", {}, `layer ${l}`), ...lane)),
-      );
+      const many = most > 6; // then they are smaller, with a number above in place of a name
+      const names = Array.from({ length: most }, (_, h) => make("span", { "aria-hidden": "true" }, many ? `${h}` : `head ${h}`));
+      const rows = heads.map((lane, l) => [make("i", { "aria-hidden": "true" }, `layer ${l}`), ...lane]);
+      headBox.style.gridTemplateColumns = `46px repeat(${most}, minmax(26px, ${many ? 38 : 54}px))`;
+      headBox.replaceChildren(make("i", { "aria-hidden": "true" }, many ? "head" : ""), ...names, ...rows.flat());
     }
 
     function drawTokens() {
