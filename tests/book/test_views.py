@@ -325,6 +325,12 @@ def test_a_token_is_shown_in_words_and_by_lines(open_page: OpenPage) -> None:
     assert text.text_content() == '"." looks at: nothing'
     page.mouse.move(1, 1)
     assert text.text_content() == '"." looks at: nothing', "a click stays"
+    token(page, 0, 0).hover()
+    page.keyboard.press("ArrowRight")
+    assert text.text_content() == '"the" (1) is looked at by: "Maus" 0.15', "a key counts, too"
+    page.keyboard.press("Escape")
+    assert lines.count() == 3, "Escape takes it back"
+    token(page, 0, 1).click()
     token(page, 0, 1).click()
     page.mouse.move(1, 1)
     assert lines.count() == 3, "a second click takes it back"
@@ -457,10 +463,11 @@ def test_a_phone_shows_it_whole(open_page: OpenPage) -> None:
 
 
 @browser
-def test_nothing_below_moves(open_page: OpenPage) -> None:
+@pytest.mark.parametrize("width", [800, 390])
+def test_nothing_below_moves(open_page: OpenPage, width: int) -> None:
     weights = {"long": random_weights(1, 2, 9, 9), "short": random_weights(1, 2, 2, 2)}
     tokens = {"long": [f"word{i}" for i in range(9)], "short": ["a", "b"]}
-    page = open_page(attention_view(weights, tokens))
+    page = open_page(attention_view(weights, tokens), width=width)
     shifts = page.evaluate(
         "new Promise(done => { new PerformanceObserver(list => done(list.getEntries().length))"
         ".observe({type: 'layout-shift', buffered: true}); setTimeout(() => done(0), 300); })"

@@ -161,6 +161,7 @@
 
     function pin(side, index) {
       pinned = { side, index };
+      pointed = null; // what was done last counts, even where the mouse rests on a token
       mark(tokens, tokens[side][index], "aria-pressed");
       show();
     }
