@@ -88,7 +88,7 @@ def test_groups_keep_their_names_order_and_tokens() -> None:
         ("theirs", ["a", "b"], ["u", "v"]),
     ]
     assert data["start"] == {"group": 1, "layer": 1, "head": 0}
-    assert "mine: 1 layers, 2 tokens look at 3" in repr(view)
+    assert "mine of 2 to 3 tokens, heads of its layers: [1]; theirs" in repr(view)
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,8 @@ class AttentionView:
 
     def __repr__(self) -> str:
         kinds = [
-            f"{group.name + ': ' if group.name else ''}{len(group.layers)} layers, "
-            f"{len(group.queries)} tokens look at {len(group.keys)}"
+            f"{group.name or 'attention'} of {len(group.queries)} to {len(group.keys)} tokens, "
+            f"heads of its layers: {[len(heads) for heads in group.layers]}"
             for group in self.groups
         ]
         return f"AttentionView({'; '.join(kinds)})"
@@ -183,15 +183,17 @@ def _find(groups: list[AttentionGroup], start: tuple[Any, ...] | None) -> tuple[
     """Numbers of group, layer and head; ValueError if there is none such."""
     if start is None:
         return 0, 0, 0
-    for number, group in enumerate(groups):
-        for layer, heads in enumerate(group.layers):
-            for head in range(len(heads)):
-                if tuple(start) == (group.name, layer, head):
-                    return number, layer, head
-    sizes = {group.name: [len(heads) for heads in group.layers] for group in groups}
-    raise ValueError(
-        f"there is no start {tuple(part for part in start if part != '')}; heads of each group and layer are {sizes}"
-    )
+    there = {
+        (group.name, layer, head): (number, layer, head)
+        for number, group in enumerate(groups)
+        for layer, heads in enumerate(group.layers)
+        for head in range(len(heads))
+    }
+    if tuple(start) not in there:
+        wanted = tuple(part for part in start if part != "")  # a single group has no name
+        sizes = {group.name: [len(heads) for heads in group.layers] for group in groups}
+        raise ValueError(f"there is no start {wanted}; the heads of each group's layers: {sizes}")
+    return there[tuple(start)]
 
 
 def model_view(
