@@ -1,6 +1,6 @@
-"""Chapter 18's recall task, every reader and distance, three seeds: python -m experiments.18_long_range
+"""Chapter 18's recall task, reader by reader, three seeds: python -m experiments.18_long_range
 
-It runs the chapter's own cells, those tagged "long-range". About 10 minutes on one core; resumable.
+It runs the chapter's own cells, those tagged "long-range". About 6 minutes on one core; resumable.
 """
 
 import ast
@@ -16,7 +16,16 @@ from experiments.resumable import Results
 from tools.chapters import chapters
 from transformer_lib.layers import EncoderLayer
 
-DISTANCES = (2, 8, 16, 32, 60)
+FIVE, THREE = (2, 8, 16, 32, 60), (2, 16, 60)
+DISTANCES = {
+    "GRU": FIVE,
+    "LSTM": FIVE,
+    "convolution": FIVE,
+    "dilated convolution": FIVE,
+    "self-attention": THREE,
+    "GRU, gate open": (60,),  # two controls, where the GRU fails
+    "GRU that looks back": (60,),
+}
 SEEDS = (1, 2, 3)
 STEPS = 300
 
@@ -50,8 +59,8 @@ def main() -> None:
             for name in names["READERS"]
         },
     )
-    for name in names["READERS"]:
-        for distance in DISTANCES:
+    for name in DISTANCES:
+        for distance in DISTANCES[name]:
             for seed in SEEDS:
                 run = f"{name}, distance {distance}, seed {seed}"
                 if run not in results:
