@@ -28,6 +28,14 @@ from transformer_lib.convert import (
     to_torch,
     transformer_partners,
 )
+from transformer_lib.costs import (
+    LayerCost,
+    arrival,
+    layer_costs,
+    longest_chain,
+    saved_shapes,
+    training_flops,
+)
 from transformer_lib.decoding import (
     Hypothesis,
     IncrementalDecoder,
@@ -49,14 +57,7 @@ from transformer_lib.embeddings import (
     TokenEmbedding,
     sinusoidal_positions,
 )
-from transformer_lib.evaluation import (
-    BleuScore,
-    bleu,
-    bootstrap_interval,
-    chrf,
-    tokenize_13a,
-    training_flops,
-)
+from transformer_lib.evaluation import BleuScore, bleu, bootstrap_interval, chrf, tokenize_13a
 from transformer_lib.inspection import record_attention
 from transformer_lib.layers import (
     DecoderLayer,
@@ -157,6 +158,7 @@ __all__ = [
     "IncrementalDecoder",
     "KeyValueCache",
     "LSTMCell",
+    "LayerCost",
     "LayerNorm",
     "LazyBatches",
     "LearnedPositionalEncoding",
@@ -176,6 +178,7 @@ __all__ = [
     "Transformer",
     "TransformerConfig",
     "Translator",
+    "arrival",
     "attention_partners",
     "attention_weights",
     "average_weights",
@@ -206,12 +209,14 @@ __all__ = [
     "from_torch",
     "greedy_decode",
     "has_bfloat16",
+    "layer_costs",
     "learning_rate",
     "load_checkpoint",
     "load_fashion",
     "load_pairs",
     "load_tokenizer",
     "locked",
+    "longest_chain",
     "make_batch",
     "make_optimizer",
     "masked_softmax",
@@ -224,6 +229,7 @@ __all__ = [
     "sample",
     "save_checkpoint",
     "save_tokenizer",
+    "saved_shapes",
     "scaled_dot_product_attention",
     "scaled_dot_similarity",
     "sinusoidal_positions",
