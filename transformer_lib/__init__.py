@@ -58,7 +58,6 @@ from transformer_lib.evaluation import (
     training_flops,
 )
 from transformer_lib.inspection import (
-    Attend,
     Diagnosis,
     Finding,
     another_token,
@@ -150,7 +149,6 @@ __all__ = [
     "PAD_ID",
     "SPECIAL_TOKENS",
     "AdditiveSimilarity",
-    "Attend",
     "AttentionPooling",
     "Batch",
     "BilinearSimilarity",

@@ -19,7 +19,6 @@ from transformer_lib.decoding import IncrementalDecoder
 from transformer_lib.transformer import evaluating
 
 __all__ = [
-    "Attend",
     "Diagnosis",
     "Finding",
     "another_token",
@@ -79,6 +78,38 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
                 part.attend = attend  # type: ignore[method-assign]
 
 
+def another_token(tokens: Tensor, pad_id: int | None = None) -> Tensor:
+    """In place of each token the next larger one that occurs in the batch: same shape, none alike.
+
+    Padding stays padding. ValueError if fewer than two different tokens occur.
+    """
+    kinds = tokens.unique()
+    kinds = kinds if pad_id is None else kinds[kinds != pad_id]
+    if len(kinds) < 2:
+        raise ValueError(
+            f"two different tokens are needed to tell them apart, got {kinds.tolist()}"
+        )
+    changed = kinds.roll(-1)[torch.searchsorted(kinds, tokens).clamp(max=len(kinds) - 1)]
+    return changed if pad_id is None else changed.where(tokens != pad_id, tokens)
+
+
+@torch.no_grad()
+def influence(logits: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+    """How far each position's logits move when one token is replaced by another.
+
+    The function takes ids like tokens, (batch, length), and gives logits (batch, positions,
+    vocab_size). The result, (length, positions), has a row for each replaced token: the largest
+    move in the batch, in standard deviations of all logits; 0 where nothing arrives.
+    """
+    before, other = logits(tokens), another_token(tokens)
+    rows = []
+    for place in range(tokens.size(1)):
+        changed = tokens.clone()
+        changed[:, place] = other[:, place]
+        rows.append((logits(changed) - before).abs().amax(dim=(0, 2)) / before.std())
+    return torch.stack(rows)  # (length, positions)
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that is wrong with a model.
@@ -114,41 +145,6 @@ class Diagnosis(list[Finding]):
         return "\n".join([*lines, f"{verdict}; checked: {', '.join(self.checked)}"])
 
 
-def another_token(tokens: Tensor, pad_id: int | None = None) -> Tensor:
-    """In place of each token the next larger one that occurs in the batch: same shape, none alike.
-
-    Padding stays padding. ValueError if fewer than two different tokens occur.
-    """
-    kinds = tokens.unique()
-    kinds = kinds if pad_id is None else kinds[kinds != pad_id]
-    if len(kinds) < 2:
-        raise ValueError(
-            f"two different tokens are needed to tell them apart, got {kinds.tolist()}"
-        )
-    changed = kinds.roll(-1)[torch.searchsorted(kinds, tokens).clamp(max=len(kinds) - 1)]
-    return changed if pad_id is None else changed.where(tokens != pad_id, tokens)
-
-
-@torch.no_grad()
-def influence(logits: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
-    """How far each position's logits move when one token is replaced by another.
-
-    The function takes ids like tokens, (batch, length), and gives logits (batch, positions,
-    vocab_size). The result, (length, positions), has a row for each replaced token: the largest
-    move in the batch, in standard deviations of all logits; 0 where nothing arrives.
-    """
-    before, other = logits(tokens), another_token(tokens)
-    rows = []
-    for place in range(tokens.size(1)):
-        changed = tokens.clone()
-        changed[:, place] = other[:, place]
-        rows.append((logits(changed) - before).abs().amax(dim=(0, 2)) / before.std())
-    return torch.stack(rows)  # (length, positions)
-
-
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
 @dataclass
 class _Patient:
     """What diagnose was given, and how far the logits move when something about it changes."""
@@ -158,7 +154,7 @@ class _Patient:
     function: Callable[..., Tensor]
     by_cache: Callable[..., Tensor] | None
     loss: Callable[[Any], Any] | None
-    attention: Attend | None
+    attention: Callable[..., Tensor] | None
     d_k: int
     causal: bool
     absolute: bool
@@ -197,49 +193,49 @@ def _gap(one: Tensor, other: Tensor) -> float:
     return ((one - other).abs().max() / other.std()).item()
 
 
-def _look_repeat(p: _Patient) -> Iterator[Finding]:
-    gap = p.moved(p.logits(), p.logits())
-    with evaluating(p.model):
-        still = p.moved(p.logits(), p.logits())
-    seen = f"two equal calls differ by {max(gap, still):.2f} standard deviations of the logits"
-    if still > 0:
-        cause = (
-            "dropout that knows no mode: F.dropout and F.scaled_dot_product_attention need training"
+def _look_around(p: _Patient) -> Iterator[Finding]:
+    rows = p.full_rows(p.target)
+    source = None if p.source is None else p.source[rows]
+    target = p.target[rows][:, : int(p.real.sum(dim=1).max())]
+    reach = influence(lambda tokens: p.logits(source, tokens), target)  # (replaced, position)
+    later, earlier = torch.tril(reach, -1), torch.triu(reach, 1)  # where a later one arrives, ...
+    pairs = max(reach.size(0) * (reach.size(0) - 1) // 2, 1)
+    leaks, arrives = int((later > 1e-5).sum()), int((earlier > 0).sum())
+    seen = f"of {pairs} pairs, a later token moves an earlier position in {leaks}, "
+    seen += f"an earlier token a later position in {arrives}"
+    if p.causal and leaks and not arrives:
+        cause = "causal mask True where forbidden: this book and F.scaled_dot... allow where True"
+        yield Finding("mask polarity swapped", seen, cause, 5)
+    elif p.causal and leaks:
+        yield Finding("sees the future", seen, "the causal mask is missing, or not applied", 5)
+    elif arrives < 0.75 * pairs or not p.causal and leaks < 0.75 * pairs:
+        cause = "a mask forbids too much, or view without transpose when splitting heads"
+        yield Finding("does not look around", seen, cause, 6)
+
+
+def _look_padding(p: _Patient) -> Iterator[Finding]:
+    usual = p.logits()
+    more = p.logits(None, F.pad(p.target, (0, 3), value=p.pad_id))
+    gap, heard, side = p.moved(more, usual), 1.0, "target"
+    if p.source is not None:
+        longer = F.pad(p.source, (0, 3), value=p.pad_id)
+        more = p.logits(longer)
+        gap_source = p.moved(more, usual)
+        heard = p.moved(p.logits(another_token(longer, p.pad_id)), more)
+        gap, side = (gap_source, "source") if gap_source > gap else (gap, side)
+    seen = f"three more <pad> behind the {side} move the logits by {gap:.4f} standard deviations"
+    if gap > p.noise(usual) and not heard:
+        seen += ", another source by 0"
+        yield Finding("mask polarity swapped", seen, "padding mask True where forbidden", 5)
+    elif gap > p.noise(usual):
+        yield Finding(
+            "padding is heard", seen, "the padding mask is missing, or on the wrong axis", 5
         )
-        yield Finding("dropout in eval mode", seen, cause, 14)
-    elif gap > 0:
-        yield Finding("eval() forgotten", seen, "dropout is on: no_grad does not end it", 14)
-
-
-def _look_finite(p: _Patient) -> Iterator[Finding]:
-    empty = (p.target if p.source is None else p.source).clone()
-    empty[0] = p.pad_id
-    padding_only = [None, empty] if p.source is None else [empty, None]
-    as_it_is = p.logits().isfinite().all()
-    if as_it_is and p.logits(*padding_only).isfinite().all():
-        return
-    broken: list[str] = []
-
-    def watch(name: str, part: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and not output.is_nested and not output.isfinite().all():
-            broken.append(f"{name or 'the model'} ({type(part).__name__}, {output.dtype})")
-
-    hooks = [part.register_forward_hook(partial(watch, n)) for n, part in p.model.named_modules()]
-    p.logits(*(padding_only if as_it_is else ()))
-    for hook in hooks:
-        hook.remove()
-    sick = [name for name, weight in p.model.named_parameters() if not weight.isfinite().all()]
-    seen = f"first not finite in {broken[0] if broken else 'the logits'}"
-    if sick:
-        cause = f"an earlier step broke {sick[0]}: weights that are NaN stay NaN"
-        yield Finding("NaN in the weights", seen, cause, 21)
-    elif as_it_is:
-        cause = "softmax over nothing but -inf: a row with nothing to attend to should give zeros"
-        yield Finding("NaN from a fully masked row", seen + ", of a row of padding", cause, 5)
-    elif "float16" in seen and "bfloat16" not in seen:
-        yield Finding("NaN from float16", seen, "float16 ends at 65,504: use bfloat16", 25)
-    else:
-        yield Finding("NaN", seen, "a row that is fully masked, or a number far too large", 21)
+    elif not heard:
+        seen = "the logits are the same whatever the source"
+        yield Finding(
+            "deaf to the source", seen, "no cross-attention, or a mask that hides all", 11
+        )
 
 
 def _look_attention(
@@ -288,49 +284,49 @@ def _look_parts(p: _Patient) -> Iterator[Finding]:
             return
 
 
-def _look_around(p: _Patient) -> Iterator[Finding]:
-    rows = p.full_rows(p.target)
-    source = None if p.source is None else p.source[rows]
-    target = p.target[rows][:, : int(p.real.sum(dim=1).max())]
-    reach = influence(lambda tokens: p.logits(source, tokens), target)  # (replaced, position)
-    later, earlier = torch.tril(reach, -1), torch.triu(reach, 1)  # where a later one arrives, ...
-    pairs = max(reach.size(0) * (reach.size(0) - 1) // 2, 1)
-    leaks, arrives = int((later > 1e-5).sum()), int((earlier > 0).sum())
-    seen = f"of {pairs} pairs, a later token moves an earlier position in {leaks}, "
-    seen += f"an earlier token a later position in {arrives}"
-    if p.causal and leaks and not arrives:
-        cause = "causal mask True where forbidden: this book and F.scaled_dot... allow where True"
-        yield Finding("mask polarity swapped", seen, cause, 5)
-    elif p.causal and leaks:
-        yield Finding("sees the future", seen, "the causal mask is missing, or not applied", 5)
-    elif arrives < 0.75 * pairs or not p.causal and leaks < 0.75 * pairs:
-        cause = "a mask forbids too much, or view without transpose when splitting heads"
-        yield Finding("does not look around", seen, cause, 6)
+def _look_repeat(p: _Patient) -> Iterator[Finding]:
+    gap = p.moved(p.logits(), p.logits())
+    with evaluating(p.model):
+        still = p.moved(p.logits(), p.logits())
+    seen = f"two equal calls differ by {max(gap, still):.2f} standard deviations of the logits"
+    if still > 0:
+        cause = (
+            "dropout that knows no mode: F.dropout and F.scaled_dot_product_attention need training"
+        )
+        yield Finding("dropout in eval mode", seen, cause, 14)
+    elif gap > 0:
+        yield Finding("eval() forgotten", seen, "dropout is on: no_grad does not end it", 14)
 
 
-def _look_padding(p: _Patient) -> Iterator[Finding]:
-    usual = p.logits()
-    more = p.logits(None, F.pad(p.target, (0, 3), value=p.pad_id))
-    gap, heard, side = p.moved(more, usual), 1.0, "target"
-    if p.source is not None:
-        longer = F.pad(p.source, (0, 3), value=p.pad_id)
-        more = p.logits(longer)
-        gap_source = p.moved(more, usual)
-        heard = p.moved(p.logits(another_token(longer, p.pad_id)), more)
-        gap, side = (gap_source, "source") if gap_source > gap else (gap, side)
-    seen = f"three more <pad> behind the {side} move the logits by {gap:.4f} standard deviations"
-    if gap > p.noise(usual) and not heard:
-        seen += ", another source by 0"
-        yield Finding("mask polarity swapped", seen, "padding mask True where forbidden", 5)
-    elif gap > p.noise(usual):
-        yield Finding(
-            "padding is heard", seen, "the padding mask is missing, or on the wrong axis", 5
-        )
-    elif not heard:
-        seen = "the logits are the same whatever the source"
-        yield Finding(
-            "deaf to the source", seen, "no cross-attention, or a mask that hides all", 11
-        )
+def _look_finite(p: _Patient) -> Iterator[Finding]:
+    empty = (p.target if p.source is None else p.source).clone()
+    empty[0] = p.pad_id
+    padding_only = [None, empty] if p.source is None else [empty, None]
+    as_it_is = p.logits().isfinite().all()
+    if as_it_is and p.logits(*padding_only).isfinite().all():
+        return
+    broken: list[str] = []
+
+    def watch(name: str, part: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and not output.is_nested and not output.isfinite().all():
+            broken.append(f"{name or 'the model'} ({type(part).__name__}, {output.dtype})")
+
+    hooks = [part.register_forward_hook(partial(watch, n)) for n, part in p.model.named_modules()]
+    p.logits(*(padding_only if as_it_is else ()))
+    for hook in hooks:
+        hook.remove()
+    sick = [name for name, weight in p.model.named_parameters() if not weight.isfinite().all()]
+    seen = f"first not finite in {broken[0] if broken else 'the logits'}"
+    if sick:
+        cause = f"an earlier step broke {sick[0]}: weights that are NaN stay NaN"
+        yield Finding("NaN in the weights", seen, cause, 21)
+    elif as_it_is:
+        cause = "softmax over nothing but -inf: a row with nothing to attend to should give zeros"
+        yield Finding("NaN from a fully masked row", seen + ", of a row of padding", cause, 5)
+    elif "float16" in seen and "bfloat16" not in seen:
+        yield Finding("NaN from float16", seen, "float16 ends at 65,504: use bfloat16", 25)
+    else:
+        yield Finding("NaN", seen, "a row that is fully masked, or a number far too large", 21)
 
 
 def _look_positions(p: _Patient) -> Iterator[Finding]:
@@ -452,7 +448,7 @@ def diagnose(
     logits: Callable[..., Tensor] | None = None,
     cached: Callable[..., Tensor] | None = None,
     loss: Callable[[Any], Any] | None = None,
-    attention: Attend | None = None,
+    attention: Callable[..., Tensor] | None = None,
     d_k: int = 64,
     causal: bool = True,
     absolute: bool = True,
@@ -462,10 +458,10 @@ def diagnose(
     """Find what is wrong with a model, by its behavior alone: an empty list if nothing is.
 
     Args:
-        model: as it is used for prediction, in eval mode; a Transformer, or any other with `logits`.
+        model: as it is used for prediction, in eval mode: a Transformer, or another with `logits`.
         batch: target_in (batch, target), pad_id, and where there are such things source
             (batch, source) and target_out (batch, target); some rows with padding show more.
-        logits: of (source, target_in), or of target_in without a source: (batch, target, vocab_size).
+        logits: (batch, target, vocab_size), of source and target_in, or of target_in alone.
         cached: the same logits, written token by token with a cache.
         loss: of the batch, without smoothing: the mean, or the sum and the number of tokens.
         attention: of query, key and value, each (batch, heads, length, d_k), without a mask.
