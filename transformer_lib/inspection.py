@@ -223,7 +223,7 @@ def _look_padding(p: _Patient) -> Iterator[Finding]:
         gap_source = p.moved(more, usual)
         heard = p.moved(p.logits(another_token(longer, p.pad_id)), more)
         gap, side = (gap_source, "source") if gap_source > gap else (gap, side)
-    seen = f"three more <pad> behind the {side} move the logits by {gap:.4f} standard deviations"
+    seen = f"three more padding tokens behind the {side} move the logits by {gap:.4f} standard deviations"
     if gap > p.noise(usual) and not heard:
         seen += ", another source by 0"
         yield Finding("mask polarity swapped", seen, "padding mask True where forbidden", 5)
