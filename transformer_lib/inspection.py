@@ -89,7 +89,8 @@ def another_token(tokens: Tensor, pad_id: int | None = None) -> Tensor:
         raise ValueError(
             f"two different tokens are needed to tell them apart, got {kinds.tolist()}"
         )
-    changed = kinds.roll(-1)[torch.searchsorted(kinds, tokens).clamp(max=len(kinds) - 1)]
+    place = torch.searchsorted(kinds, tokens).clamp(max=len(kinds) - 1)
+    changed: Tensor = kinds.roll(-1)[place]
     return changed if pad_id is None else changed.where(tokens != pad_id, tokens)
 
 
@@ -171,7 +172,8 @@ class _Patient:
         """(batch, target, vocab_size), of the batch or with one of the two changed."""
         source = self.source if source is None else source
         given = [source, self.target if target is None else target]
-        return self.function(*(tokens for tokens in given if tokens is not None))
+        answer: Tensor = self.function(*(tokens for tokens in given if tokens is not None))
+        return answer
 
     def moved(self, one: Tensor, other: Tensor) -> float:
         """The largest difference of logits at a real position of the batch."""
@@ -512,7 +514,7 @@ def _overfit(run: Any, batch: Any, rates: Iterable[float]) -> float:
 def _look_rate(start: Callable[[], Any], batch: Any, steps: int) -> Iterator[Finding]:
     words = batch.target_out[batch.target_out != batch.pad_id]
     share = words.unique(return_counts=True)[1] / len(words)
-    chance = -(share * share.log()).sum().item()  # the loss of who knows the frequencies only
+    chance = -float((share * share.log()).sum())  # the loss of who knows the frequencies only
     rate, up = start().rate, [step / steps for step in range(1, steps + 1)]
     peak = max(rate(step) for step in range(1, 10_001))
 

@@ -142,7 +142,8 @@ def test_a_healthy_model_gives_no_finding(name: str, seed: int) -> None:
     torch.manual_seed(seed)
     found = diagnose(model, batch, **introduction)
     assert found == [], f"{name}: {found}"
-    assert len(found.checked) >= 5 and "nothing found" in repr(found)
+    assert len(found.checked) >= 5
+    assert "nothing found" in repr(found)
 
 
 # Faults inside: each a function in place of attend, or of something else.
@@ -151,7 +152,7 @@ def softmax(q: Tensor, k: Tensor, m: Any, c: bool, axis: int = -1, scale: float 
     allowed = torch.ones(q.size(2), k.size(2), dtype=torch.bool)
     allowed = allowed.tril(k.size(2) - q.size(2)) if c else allowed
     allowed = allowed if m is None else allowed & m
-    return scores.masked_fill(~allowed, -math.inf if scale < 0 else -1e9).softmax(dim=axis)
+    return scores.masked_fill(~allowed, -1e9).softmax(dim=axis)
 
 
 def careless(q: Tensor, k: Tensor, v: Tensor, m: Any, c: bool) -> Tensor:
@@ -273,7 +274,8 @@ def test_a_planted_fault_is_named_first(fault: str, seed: int) -> None:
     found = diagnose(model, batch, **introduction)
     assert found, f"{fault} is not found"
     assert found[0].name == name, f"{fault}: {found}"
-    assert name in repr(found) and found[0].seen in repr(found)
+    assert name in repr(found)
+    assert found[0].seen in repr(found)
 
 
 def test_faults_of_torchs_transformer_and_of_somebodys_attention() -> None:
@@ -319,7 +321,7 @@ class Run:
         self.optimizer = make_optimizer(self.model)
 
     def rate(self, step: int) -> float:
-        return learning_rate(step, 32, 60)
+        return learning_rate(step, 32, warmup_steps=30)
 
     def backward(self, batches: list[Batch]) -> float:
         return backward(self.model, batches, translation_loss, 0.0, False)[0]
@@ -334,12 +336,12 @@ class Run:
 
 class Tenfold(Run):
     def rate(self, step: int) -> float:
-        return 20 * super().rate(step)
+        return 10 * super().rate(step)
 
 
 class NoWarmUp(Run):
     def rate(self, step: int) -> float:
-        return super().rate(60)
+        return super().rate(30)
 
 
 class ByBatches(Run):
@@ -347,7 +349,7 @@ class ByBatches(Run):
         losses = [translation_loss(self.model, batch) for batch in batches]
         mean = sum(total / count for total, count in losses) / len(batches)
         mean.backward()
-        return float(mean)
+        return float(mean.detach())
 
 
 class Sum(Run):
@@ -380,7 +382,7 @@ def test_a_training_run_is_examined(run: type[Run]) -> None:
         Batch(batch.source[p], batch.target_in[p], batch.target_out[p])
         for p in (slice(3), slice(3, None))
     ]
-    found = diagnose_training(run, batch, parts, steps=40)
+    found = diagnose_training(run, batch, parts)
     assert [finding.name for finding in found] == RUNS[run], str(found)
     assert found.checked == ["rate", "accumulation", "checkpoint"]
 
@@ -425,7 +427,7 @@ def padding_like(change: Callable[..., Any]) -> Callable[..., Any]:
 
 def in_place(logits: Any, source: Tensor, target: Tensor, pad_id: int) -> float:
     before = logits(source, target)
-    source[:, -1] = pad_id
+    source[:, 0] = pad_id
     return float((logits(source, target) - before).abs().max())
 
 
@@ -452,7 +454,7 @@ WRONG: dict[str, list[tuple[Callable[..., Any], str]]] = {
         (lambda f, s, t, p: (f(F.pad(s, (0, 3), value=9), t) - f(s, t)).abs().max(), "pad_id"),
         (
             lambda f, s, t, p: (f(F.pad(s, (0, 3), value=p), t) - f(s, t)).abs().mean() > 0,
-            "accused|number",
+            "number",
         ),
         (
             lambda f, s, t, p: (f(s, F.pad(t, (0, 3), value=p))[:, :3] - f(s, t)).abs().max(),

@@ -12,8 +12,9 @@ Logits = Callable[[Tensor, Tensor], Tensor]
 
 
 def _number(value: object, what: str) -> float:
-    assert isinstance(value, int | float | Tensor) and not isinstance(value, bool), (
-        f"{what} should be a number, not {type(value).__name__}"
+    kind = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+    assert isinstance(value, int | float | Tensor) and "bool" not in kind, (
+        f"{what} should be a number, not {kind}"
     )
     return float(value)
 
