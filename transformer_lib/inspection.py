@@ -154,7 +154,7 @@ class _Patient:
     batch: Any
     function: Callable[..., Tensor]
     by_cache: Callable[..., Tensor] | None
-    loss: Callable[[Any], Any] | None
+    loss: Any
     attention: Callable[..., Tensor] | None
     d_k: int
     causal: bool
@@ -164,7 +164,7 @@ class _Patient:
     def __post_init__(self) -> None:
         self.source: Tensor | None = getattr(self.batch, "source", None)  # (batch, source)
         self.target: Tensor = self.batch.target_in  # (batch, target)
-        self.wanted: Tensor | None = getattr(self.batch, "target_out", None)  # (batch, target)
+        self.wanted: Any = getattr(self.batch, "target_out", None)  # (batch, target)
         self.pad_id: int = self.batch.pad_id
         self.real = self.target != self.pad_id  # (batch, target)
 
@@ -378,7 +378,6 @@ def _look_cache(p: _Patient) -> Iterator[Finding]:
 
 
 def _look_batch(p: _Patient) -> Iterator[Finding]:
-    assert p.wanted is not None
     follows = p.real[:, 1:] & (p.wanted[:, 1:] != p.pad_id)  # (batch, target - 1)
     right = (p.target[:, 1:] == p.wanted[:, :-1])[follows].float().mean().item()
     same = (p.target == p.wanted)[p.real].float().mean().item()
@@ -397,7 +396,6 @@ def _look_batch(p: _Patient) -> Iterator[Finding]:
 
 
 def _look_loss(p: _Patient) -> Iterator[Finding]:
-    assert p.wanted is not None and p.loss is not None
     found = p.loss(p.batch)
     value = (found[0] / found[1]).item() if isinstance(found, tuple) else float(found)
     logits, real = (
@@ -426,7 +424,6 @@ def _look_loss(p: _Patient) -> Iterator[Finding]:
 
 
 def _look_trained(p: _Patient) -> Iterator[Finding]:
-    assert p.wanted is not None
     wanted, real = p.wanted, p.wanted != p.pad_id
 
     def loss(source: Tensor | None) -> float:
