@@ -58,7 +58,15 @@ from transformer_lib.embeddings import (
     sinusoidal_positions,
 )
 from transformer_lib.evaluation import BleuScore, bleu, bootstrap_interval, chrf, tokenize_13a
-from transformer_lib.inspection import record_attention
+from transformer_lib.inspection import (
+    Diagnosis,
+    Finding,
+    another_token,
+    diagnose,
+    diagnose_training,
+    influence,
+    record_attention,
+)
 from transformer_lib.layers import (
     DecoderLayer,
     Dropout,
@@ -148,11 +156,13 @@ __all__ = [
     "BleuScore",
     "Decoder",
     "DecoderLayer",
+    "Diagnosis",
     "Dropout",
     "Encoder",
     "EncoderLayer",
     "Example",
     "FeedForward",
+    "Finding",
     "GRUCell",
     "Hypothesis",
     "IncrementalDecoder",
@@ -178,6 +188,7 @@ __all__ = [
     "Transformer",
     "TransformerConfig",
     "Translator",
+    "another_token",
     "arrival",
     "attention_partners",
     "attention_weights",
@@ -200,6 +211,8 @@ __all__ = [
     "count_parameters",
     "cross_entropy_sum",
     "describe_model",
+    "diagnose",
+    "diagnose_training",
     "dot_similarity",
     "encode_pairs",
     "encode_texts",
@@ -209,6 +222,7 @@ __all__ = [
     "from_torch",
     "greedy_decode",
     "has_bfloat16",
+    "influence",
     "layer_costs",
     "learning_rate",
     "load_checkpoint",
