@@ -210,7 +210,7 @@ def _look_around(p: _Patient) -> Iterator[Finding]:
         yield Finding("mask polarity swapped", seen, cause, 5)
     elif p.causal and leaks:
         yield Finding("sees the future", seen, "the causal mask is missing, or not applied", 5)
-    elif arrives < 0.75 * pairs or not p.causal and leaks < 0.75 * pairs:
+    elif arrives < 0.75 * pairs or (not p.causal and leaks < 0.75 * pairs):
         cause = "a mask forbids too much, or view without transpose when splitting heads"
         yield Finding("does not look around", seen, cause, 6)
 
@@ -387,8 +387,9 @@ def _look_batch(p: _Patient) -> Iterator[Finding]:
         )
         yield Finding("target not shifted", seen, "what is said at t should be read at t + 1", 14)
     last = p.wanted.gather(1, (p.wanted != p.pad_id).sum(dim=1, keepdim=True) - 1)[:, 0]  # (batch,)
-    ends = last.unique().tolist() if p.eos_id is None else (last != p.eos_id).nonzero().tolist()
-    if p.eos_id is None and p.source is not None and len(ends) > 1 or p.eos_id is not None and ends:
+    # Whatever ends a sentence, it should be the same everywhere
+    several = p.source is not None and len(last.unique()) > 1
+    if several if p.eos_id is None else (last != p.eos_id).any():
         seen = f"the {len(last)} rows end with {len(last.unique())} different tokens"
         yield Finding(
             "no end token", seen, "target_out should end with <eos>: none learns to stop", 14
@@ -480,7 +481,7 @@ def diagnose(
         ("who hears whom", _look_around, True),
         ("padding and source", _look_padding, True),
         ("positions", _look_positions, True),
-        ("cache", _look_cache, cached is not None or logits is None and hasattr(model, "decode")),
+        ("cache", _look_cache, cached is not None or (logits is None and hasattr(model, "decode"))),
         ("batch", _look_batch, known and causal),
         ("loss", _look_loss, known and loss is not None),
         ("training", _look_trained, known and trained),
