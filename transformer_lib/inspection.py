@@ -1,18 +1,30 @@
 """Looking inside a model: its attention.
 
-Written from chapter 6 of the book: edit the chapter, then `make sync`.
+Written from chapters 6, 19 of the book: edit the chapter, then `make sync`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from transformer_lib.attention import MultiHeadAttention
+from transformer_lib.door import check_numbers
+from transformer_lib.layers import ResidualConnection
+from transformer_lib.transformer import Transformer
 
-__all__ = ["record_attention"]
+__all__ = [
+    "cut_heads",
+    "cut_sublayers",
+    "logit_lens",
+    "prune_heads",
+    "record_attention",
+    "record_stream",
+    "score_heads",
+]
 
 
 @contextmanager
@@ -62,3 +74,154 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
             del part.attend  # the class's own is there again
             if attend:
                 part.attend = attend  # type: ignore[method-assign]
+
+
+def score_heads(weights: Tensor, wanted: Tensor) -> Tensor:
+    """Share of each head's attention that falls where a rule wants it.
+
+    A query for which nothing is wanted does not count: the first token has no previous one.
+
+    Args:
+        weights: (batch, heads, queries, keys), as record_attention gives them.
+        wanted: boolean, (batch, queries, keys): where a head of this kind would look.
+
+    Returns:
+        (heads,), from 0 to 1.
+
+    Raises:
+        ValueError: if wanted has another shape or type, or wants nothing at all.
+    """
+    if wanted.dtype != torch.bool or wanted.shape != weights[:, 0].shape or not wanted.any():
+        raise ValueError(
+            f"wanted must be boolean, {tuple(weights[:, 0].shape)}, and somewhere True, "
+            f"got {wanted.dtype} of shape {tuple(wanted.shape)}"
+        )
+    asking = wanted.any(dim=-1)  # (batch, queries)
+    share = (weights * wanted[:, None]).sum(dim=-1)  # (batch, heads, queries)
+    return (share * asking[:, None]).sum(dim=(0, 2)) / asking.sum()
+
+
+@contextmanager
+def cut_heads(model: nn.Module, heads: Mapping[str, Iterable[int]]) -> Iterator[None]:
+    """Let some heads write nothing while the context lasts.
+
+    with cut_heads(model, {"encoder.layers.0.self_attention": [2]}):
+        model(source, target)
+
+    Args:
+        model: any that is built of MultiHeadAttention.
+        heads: name of an attention, as in record_attention -> numbers of its heads, from 0
+            (ValueError if there is no such head).
+    """
+    hooks = []
+    try:
+        for name, numbers in heads.items():
+            attention: Any = model.get_submodule(name)
+            gate = torch.ones(attention.num_heads, attention.d_k)
+            for number in numbers:
+                check_numbers(int, 0, attention.num_heads - 1, head=number)
+                gate[number] = 0.0
+
+            def close(
+                _: nn.Module, heads: tuple[Tensor], gate: Tensor = gate.flatten()
+            ) -> tuple[Tensor]:
+                return (heads[0] * gate.to(heads[0]),)  # (batch, queries, heads * d_k)
+
+            hooks.append(attention.output_projection.register_forward_pre_hook(close))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def cut_sublayers(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Let parts write zeros while the context lasts: attentions, feed-forward networks.
+
+    Of a pre-norm layer whose every sub-layer is cut, only the residual connection is left.
+
+    Args:
+        model: any whose parts give one tensor each.
+        names: of the parts, such as "decoder.layers.1.feed_forward".
+    """
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda _, __, out: torch.zeros_like(out))
+        for name in names
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def prune_heads(attention: MultiHeadAttention, heads: Iterable[int]) -> MultiHeadAttention:
+    """Copy an attention without some of its heads: what cut_heads computes, with less to compute.
+
+    Each head takes d_k rows of W_Q, W_K and W_V and d_k columns of W_O with it; d_model stays.
+    ValueError if no head is left, or there is no such head.
+    """
+    gone = set(heads)
+    check_numbers(int, 1, heads_left=attention.num_heads - len(gone))
+    for number in gone:
+        check_numbers(int, 0, attention.num_heads - 1, head=number)
+    kept = [number for number in range(attention.num_heads) if number not in gone]
+    pruned = deepcopy(attention)
+    pruned.num_heads = len(kept)
+    for part in ("query_projection", "key_projection", "value_projection", "output_projection"):
+        linear = getattr(pruned, part)
+        side = 1 if part == "output_projection" else 0  # columns of W_O, rows of the others
+        blocks = linear.weight.detach().unflatten(side, (-1, attention.d_k))
+        chosen = blocks.index_select(side, torch.tensor(kept, device=blocks.device))
+        linear.weight = nn.Parameter(chosen.flatten(side, side + 1))
+        linear.out_features, linear.in_features = linear.weight.shape
+        if side == 0 and linear.bias is not None:
+            linear.bias = nn.Parameter(linear.bias.detach().view(-1, attention.d_k)[kept].flatten())
+    return pruned
+
+
+@contextmanager
+def record_stream(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Keep what flows between a model's sub-layers while the context lasts.
+
+    Yields:
+        A dictionary, filled as the model runs: name of each ResidualConnection -> what left it
+        last, (batch, length, d_model).
+    """
+    recorded: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def keep(_: nn.Module, __: Any, output: Tensor) -> None:
+            recorded[name] = output
+
+        return keep
+
+    hooks = [
+        part.register_forward_hook(watch(name))
+        for name, part in model.named_modules()
+        if isinstance(part, ResidualConnection)
+    ]
+    try:
+        yield recorded
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def logit_lens(model: Transformer, source: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """What the decoder would say if it stopped early (nostalgebraist, 2020).
+
+    Args:
+        model: in eval mode, or dropout blurs the lens.
+        source: ids, (batch, source).
+        target: ids, (batch, target), <bos> first.
+
+    Returns:
+        "embedding", then the name of each of the decoder's ResidualConnections -> logits, (batch,
+        target, vocab_size), made by the stack's last norm, if it has one, and the model's own map.
+    """
+    with record_stream(model.decoder) as stream:
+        model(source, target)
+    states = {"embedding": model.embed(target), **stream}
+    norm = model.decoder.norm or nn.Identity()
+    return {name: model.project(norm(x)) for name, x in states.items()}
