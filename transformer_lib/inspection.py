@@ -11,14 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transformer_lib.attention import MultiHeadAttention
-from transformer_lib.door import check_numbers
+from transformer_lib.attention import MultiHeadAttention, padding_mask
+from transformer_lib.door import check_numbers, check_same
 from transformer_lib.layers import ResidualConnection
+from transformer_lib.pairs import Batch
 from transformer_lib.transformer import Transformer
 
 __all__ = [
     "cut_heads",
     "cut_sublayers",
+    "deletion_effect",
+    "gradient_times_input",
     "logit_lens",
     "prune_heads",
     "record_attention",
@@ -225,3 +228,40 @@ def logit_lens(model: Transformer, source: Tensor, target: Tensor) -> dict[str, 
     states = {"embedding": model.embed(target), **stream}
     norm = model.decoder.norm or nn.Identity()
     return {name: model.project(norm(x)) for name, x in states.items()}
+
+
+def deletion_effect(model: Transformer, batch: Batch) -> Tensor:
+    """How much less likely each written token gets when a source token is left out.
+
+    A batch of one sentence (ValueError) -> (target, source), in nats; below 0: likelier without.
+    """
+    check_same("the batch", {"sentences": 1}, {"sentences": len(batch.source)})
+    length = batch.source.size(1)
+    others = [[i for i in range(length) if i != gone] for gone in range(length)]
+    rows = {"whole": batch.source, "shorter": batch.source[0, torch.tensor(others)]}
+    told = {}
+    for name, source in rows.items():  # (rows, source)
+        target, written = (x.expand(len(source), -1) for x in (batch.target_in, batch.target_out))
+        chosen = model(source, target).log_softmax(dim=-1).gather(-1, written[..., None])
+        told[name] = chosen[..., 0]  # (rows, target)
+    lost: Tensor = (told["whole"] - told["shorter"]).T  # (target, source)
+    return lost
+
+
+def gradient_times_input(model: Transformer, batch: Batch) -> Tensor:
+    """Gradient of each written token's log probability, times each source token's embedding.
+
+    To first order, what taking that embedding away would cost; in eval mode, of one sentence
+    (ValueError): (target, source).
+    """
+    check_same("the batch", {"sentences": 1}, {"sentences": len(batch.source)})
+    count = batch.target_in.size(1)
+    source, target = (x.expand(count, -1) for x in (batch.source, batch.target_in))
+    x = model.embed(source).detach().requires_grad_()  # (target, source, d_model): a row a token
+    memory = model.encoder(x, padding_mask(source, model.config.pad_id))
+    logits = model.project(model.decode(target, memory, source))  # (target, target, vocab_size)
+    every = torch.arange(count)
+    told = logits.log_softmax(dim=-1)[every, every, batch.target_out[0]].sum()
+    (gradient,) = torch.autograd.grad(told, x)
+    product: Tensor = gradient * model.embedding(source)  # (target, source, d_model)
+    return product.sum(dim=-1).detach()
