@@ -12,10 +12,9 @@ import random
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
-from tokenizers import Tokenizer
-
 from resumable import Results
+from tokenizers import Tokenizer
+from torch import Tensor
 
 from transformer_lib.attention import MultiHeadAttention
 from transformer_lib.evaluation import bleu, chrf

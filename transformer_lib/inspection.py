@@ -6,6 +6,7 @@ Written from chapters 6, 19 of the book: edit the chapter, then `make sync`.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,6 +105,11 @@ def score_heads(weights: Tensor, wanted: Tensor) -> Tensor:
     return (share * asking[:, None]).sum(dim=(0, 2)) / asking.sum()
 
 
+def _through(gate: Tensor, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """What reaches W_O: (batch, queries, heads * d_k), some of it closed."""
+    return (inputs[0] * gate.to(inputs[0]),)
+
+
 @contextmanager
 def cut_heads(model: nn.Module, heads: Mapping[str, Iterable[int]]) -> Iterator[None]:
     """Let some heads write nothing while the context lasts.
@@ -120,16 +126,12 @@ def cut_heads(model: nn.Module, heads: Mapping[str, Iterable[int]]) -> Iterator[
     try:
         for name, numbers in heads.items():
             attention: Any = model.get_submodule(name)
-            gate = torch.ones(attention.num_heads, attention.d_k)
+            open_heads = torch.ones(attention.num_heads, 1)
             for number in numbers:
                 check_numbers(int, 0, attention.num_heads - 1, head=number)
-                gate[number] = 0.0
-
-            def close(
-                _: nn.Module, heads: tuple[Tensor], gate: Tensor = gate.flatten()
-            ) -> tuple[Tensor]:
-                return (heads[0] * gate.to(heads[0]),)  # (batch, queries, heads * d_k)
-
+                open_heads[number] = 0.0
+            gate = open_heads.expand(-1, attention.d_k).flatten()  # (heads * d_k,)
+            close = partial(_through, gate)
             hooks.append(attention.output_projection.register_forward_pre_hook(close))
         yield
     finally:
@@ -156,31 +158,6 @@ def cut_sublayers(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def prune_heads(attention: MultiHeadAttention, heads: Iterable[int]) -> MultiHeadAttention:
-    """Copy an attention without some of its heads: what cut_heads computes, with less to compute.
-
-    Each head takes d_k rows of W_Q, W_K and W_V and d_k columns of W_O with it; d_model stays.
-    ValueError if no head is left, or there is no such head.
-    """
-    gone = set(heads)
-    check_numbers(int, 1, heads_left=attention.num_heads - len(gone))
-    for number in gone:
-        check_numbers(int, 0, attention.num_heads - 1, head=number)
-    kept = [number for number in range(attention.num_heads) if number not in gone]
-    pruned = deepcopy(attention)
-    pruned.num_heads = len(kept)
-    for part in ("query_projection", "key_projection", "value_projection", "output_projection"):
-        linear = getattr(pruned, part)
-        side = 1 if part == "output_projection" else 0  # columns of W_O, rows of the others
-        blocks = linear.weight.detach().unflatten(side, (-1, attention.d_k))
-        chosen = blocks.index_select(side, torch.tensor(kept, device=blocks.device))
-        linear.weight = nn.Parameter(chosen.flatten(side, side + 1))
-        linear.out_features, linear.in_features = linear.weight.shape
-        if side == 0 and linear.bias is not None:
-            linear.bias = nn.Parameter(linear.bias.detach().view(-1, attention.d_k)[kept].flatten())
-    return pruned
 
 
 @contextmanager
@@ -265,3 +242,28 @@ def gradient_times_input(model: Transformer, batch: Batch) -> Tensor:
     (gradient,) = torch.autograd.grad(told, x)
     product: Tensor = gradient * model.embedding(source)  # (target, source, d_model)
     return product.sum(dim=-1).detach()
+
+
+def prune_heads(attention: MultiHeadAttention, heads: Iterable[int]) -> MultiHeadAttention:
+    """Copy an attention without some of its heads: what cut_heads computes, with less to compute.
+
+    Each head takes d_k rows of W_Q, W_K and W_V and d_k columns of W_O with it; d_model stays.
+    ValueError if no head is left, or there is no such head.
+    """
+    gone = set(heads)
+    check_numbers(int, 1, heads_left=attention.num_heads - len(gone))
+    for number in gone:
+        check_numbers(int, 0, attention.num_heads - 1, head=number)
+    kept = [number for number in range(attention.num_heads) if number not in gone]
+    pruned = deepcopy(attention)
+    pruned.num_heads = len(kept)
+    for part in ("query_projection", "key_projection", "value_projection", "output_projection"):
+        linear = getattr(pruned, part)
+        side = 1 if part == "output_projection" else 0  # columns of W_O, rows of the others
+        blocks = linear.weight.detach().unflatten(side, (-1, attention.d_k))
+        chosen = blocks.index_select(side, torch.tensor(kept, device=blocks.device))
+        linear.weight = nn.Parameter(chosen.flatten(side, side + 1))
+        linear.out_features, linear.in_features = linear.weight.shape
+        if side == 0 and linear.bias is not None:
+            linear.bias = nn.Parameter(linear.bias.detach().view(-1, attention.d_k)[kept].flatten())
+    return pruned
