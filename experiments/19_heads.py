@@ -2,10 +2,10 @@
 
     python experiments/19_heads.py
 
-The shipped translator: BLEU and chrF of greedy translations with each head, sub-layer and layer cut, and with more and
-more heads cut. Three small translators, which differ in their seed alone: where each kind of head is, the loss with more
-and more heads cut, and how attention, gradient times input and deletion rank the source. About 12 minutes on one core.
-Writes transformer_lib/book/results/heads.json, which chapter 19 shows.
+The shipped translator: BLEU and chrF of greedy translations with each head, sub-layer and layer cut, and with more
+and more heads cut. Three small translators, which differ in their seed alone: where each kind of head is, the loss with
+more and more heads cut, and how attention, gradient times input and deletion rank the source. About 12 minutes on one
+core. Writes transformer_lib/book/results/heads.json, which chapter 19 shows.
 """
 
 import random
