@@ -4,6 +4,7 @@ Every idea comes out of a chapter of the book; this file is written by tools/exp
 """
 
 from transformer_lib.attention import (
+    HeadMaps,
     KeyValueCache,
     MultiHeadAttention,
     attention_weights,
@@ -153,6 +154,7 @@ __all__ = [
     "Example",
     "FeedForward",
     "GRUCell",
+    "HeadMaps",
     "Hypothesis",
     "IncrementalDecoder",
     "KeyValueCache",

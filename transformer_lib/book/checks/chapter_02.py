@@ -230,9 +230,7 @@ class _LargestTensor(TorchDispatchMode):
 
     numbers = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
             self.numbers = max(self.numbers, result.numel())
@@ -293,7 +291,9 @@ def check_one_pass_lookup(attempt: Callable[[Iterator[tuple[float, Tensor]]], Te
     assert not output.isnan().any(), (
         "huge scores: NaN; subtract the largest score so far before every exp"
     )
-    assert close(output, expected), f"huge scores are off, {output.tolist()} for {expected.tolist()}"
+    assert close(output, expected), (
+        f"huge scores are off, {output.tolist()} for {expected.tolist()}"
+    )
 
     alive: list[weakref.ref[Any]] = []
     most = 0
