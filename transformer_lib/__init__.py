@@ -4,6 +4,7 @@ Every idea comes out of a chapter of the book; this file is written by tools/exp
 """
 
 from transformer_lib.attention import (
+    HeadMaps,
     KeyValueCache,
     MultiHeadAttention,
     attention_weights,
@@ -172,6 +173,7 @@ __all__ = [
     "FeedForward",
     "Finding",
     "GRUCell",
+    "HeadMaps",
     "Hypothesis",
     "IncrementalDecoder",
     "KeyValueCache",
