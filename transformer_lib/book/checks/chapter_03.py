@@ -111,9 +111,11 @@ def check_additive_look(
     )
     assert _close(context, (right[:, None] @ memory)[:, 0]), "padding changes the context"
     # other sizes, and scores so large that a mask of -100 is not low enough
-    state, memory, maps = draw(3, 2), draw(3, 4, 7), (draw(5, 2), draw(5, 7), draw(5))
-    lowest = scores_of(state, memory, maps)[0, 0]  # of the one real token of row 0
-    maps = (*maps[:2], maps[2] * (-150 / lowest))
+    state, memory = draw(3, 2), draw(3, 4, 7)
+    maps = draw(5, 2).abs(), draw(5, 7) / 7, 60 * draw(5).abs()
+    state[
+        0
+    ] = -9.0  # every tanh of row 0 is near -1, so the score of its one real token is far below 0
     real = torch.tensor([[True, False, False, False], [True] * 4, [True, True, False, False]])
     context, weights = answer(state, memory, maps, real)
     right = scores_of(state, memory, maps).masked_fill(~real, -math.inf).softmax(dim=-1)
