@@ -90,11 +90,11 @@ def _check_layer_norm(attempt: Callable[..., Tensor]) -> None:
     message = f"right for one position; in a batch the standard deviations are {stds.flatten().tolist()}: which axis?"
     assert (stds - 1).abs().max() < 1e-2, message
     # other sizes, and a gain and a shift that differ from feature to feature
-    wide, (gain, shift) = torch.arange(35.0).reshape(5, 7) ** 1.5, torch.rand(2, 7) + 0.5
-    mean = wide.mean(dim=-1, keepdim=True)  # (positions, 1)
-    std = torch.sqrt((wide - mean).square().mean(dim=-1, keepdim=True) + 0.1)  # (positions, 1)
-    normed = expect_tensor(attempt(wide, gain, shift, 0.1), (5, 7), "the norm of five positions")
-    gap = (normed - ((wide - mean) / std * gain + shift)).abs().max().item()
+    rows, (gain, shift) = torch.arange(35.0).reshape(5, 7) ** 1.5, torch.rand(2, 7) + 0.5
+    mean = rows.mean(dim=-1, keepdim=True)  # (positions, 1)
+    std = torch.sqrt((rows - mean).square().mean(dim=-1, keepdim=True) + 0.1)  # (positions, 1)
+    normed = expect_tensor(attempt(rows, gain, shift, 0.1), (5, 7), "the norm of five positions")
+    gap = (normed - ((rows - mean) / std * gain + shift)).abs().max().item()
     assert gap < 1e-3, f"with 5 positions of 7 features it is off by {gap:.2g}: is a size built in?"
 
 
@@ -184,8 +184,10 @@ def check_stream_growth(attempt: Callable[..., tuple[float, float]]) -> None:
 @diagnostic("Exercise 9.4")
 def check_layer_norm_gradient(attempt: Callable[..., Tensor]) -> None:
     """Two directions in which nothing can flow, because the norm removes them; then the size; then autograd."""
-    names = ("torch.autograd.grad", "torch.autograd.backward", "torch.Tensor.backward")
-    names += ("torch.func.grad", "torch.func.vjp", "torch.autograd.functional.vjp")
+    names = (
+        *("torch.autograd.grad", "torch.autograd.backward", "torch.Tensor.backward"),
+        *("torch.func.grad", "torch.func.vjp", "torch.autograd.functional.vjp"),
+    )
     generator = torch.Generator().manual_seed(9)
     x, upstream = (
         torch.randn(2, 3, 6, generator=generator),
