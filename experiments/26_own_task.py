@@ -1,0 +1,293 @@
+"""What chapter 26 shows of runs that take minutes: `python experiments/26_own_task.py`, half an hour on one core.
+
+Three seeds each, and within a comparison equal steps and equal batches:
+
+- French to English, from nothing and from the shipped German-English translator;
+- the shipped translator fine-tuned on 200 messages of PostgreSQL, plainly and with remedies;
+- the kind of a text, and lost capitals: from tokens alone, and with one layer of attention;
+- Marian's architecture at random weights, computed by Hugging Face and by this library.
+"""
+
+import random
+import sys
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from resumable import Results
+
+from transformer_lib.attention import padding_mask
+from transformer_lib.checkpoint import average_weights
+from transformer_lib.embeddings import SinusoidalPositionalEncoding, TokenEmbedding
+from transformer_lib.evaluation import bleu, chrf
+from transformer_lib.layers import EncoderLayer, LayerNorm
+from transformer_lib.pairs import (
+    Pair,
+    encode_pairs,
+    endless_batches,
+    load_pairs,
+    read_pairs,
+    token_batches,
+)
+from transformer_lib.tokenizer import encode_texts
+from transformer_lib.training import TrainingSettings, evaluate_loss, train
+from transformer_lib.transformer import Encoder, Transformer, evaluating
+from transformer_lib.translator import Translator
+
+SETTINGS: dict[str, Any] = {
+    "seeds": [1, 2, 3],
+    "french": {"steps": 160, "max_tokens": 512, "rate": 5e-4, "test": 200, "report_every": 20},
+    "adaptation": {"steps": 60, "max_tokens": 512, "rate": 1e-3, "small_rate": 1e-4, "test": 300},
+    "tasks": {"steps": 300, "rows": 32, "rate": 5e-3, "d_model": 64},
+    "marian": {"rows": 6, "max_new_tokens": 16, "beam_size": 4},
+}
+CORPORA = Path(str(resources.files("transformer_lib"))) / "corpora"
+
+
+def fall(rate: float, steps: int, step: int) -> float:
+    """The rate of a step: ten steps up, then in a line down to nearly 0."""
+    return rate * min(1.0, step / 10) * (1 - step / (steps + 1))
+
+
+def scores(translator: Translator, pairs: list[Pair]) -> dict[str, float]:
+    """BLEU and chrF of greedy translations."""
+    found = translator.translate([pair.source for pair in pairs], beam_size=1)
+    references = [pair.target for pair in pairs]
+    return {"bleu": bleu(found, references).score, "chrf": chrf(found, references)}
+
+
+# French
+
+
+def french(results: Results) -> None:
+    """From nothing, and from the shipped translator: the same model, tokenizer, batches and steps."""
+    told = SETTINGS["french"]
+    pairs = read_pairs(CORPORA / "fr-en.sample.tsv.gz")
+    # pages that the shipped translator has not read in its own training either
+    held_out = {page(pair) for split in ("validation", "test") for pair in load_pairs(split)}
+    test = [pair for pair in pairs if page(pair) in held_out][: told["test"]]
+    rest = [pair for pair in pairs if page(pair) not in held_out]
+    for seed in SETTINGS["seeds"]:
+        for start in ("from nothing", "from German"):
+            if (run := f"french, {start}, seed {seed}") in results:
+                continue
+            translator = Translator.from_pretrained()
+            torch.manual_seed(seed)
+            if start == "from nothing":
+                model = Transformer(translator.model.config)
+                translator = Translator(model, translator.tokenizer)
+            model, tokenizer = translator.model, translator.tokenizer
+            examples = [x for x in encode_pairs(rest, tokenizer) if max(map(len, x)) < 60]
+            held = token_batches(encode_pairs(test, tokenizer), 1024, 0)
+            reports = train(
+                model,
+                endless_batches(examples, told["max_tokens"], seed),
+                settings=TrainingSettings(told["steps"], report_every=told["report_every"]),
+                rate=lambda step: fall(told["rate"], told["steps"], step),
+                validation=held,
+            )
+            found = scores(translator, test)
+            found |= {"steps": [r.step for r in reports]}
+            found |= {"loss": [r.validation_loss for r in reports]}
+            results[run] = found
+            print(run, found)
+
+
+def page(pair: Pair) -> str:
+    """The help page that a pair is from."""
+    return pair.origin.partition("#")[0]
+
+
+# Fine-tuning
+
+
+def adaptation(results: Results) -> None:
+    """Fine-tune on 200 new pairs; what becomes of them, and of the old ones."""
+    told = SETTINGS["adaptation"]
+    messages = read_pairs(CORPORA / "de-en.messages.tsv.gz")
+    new, new_dev = messages[:200], messages[200:300]
+    new_test, old_test = messages[300 : 300 + told["test"]], load_pairs("test")[: told["test"]]
+    old, old_dev = load_pairs("train"), load_pairs("validation")[:100]
+    tokenizer = Translator.from_pretrained().tokenizer
+    held = [token_batches(encode_pairs(some, tokenizer), 1024, 0) for some in (new_dev, old_dev)]
+    new_examples, old_examples = (encode_pairs(some, tokenizer) for some in (new, old))
+
+    def judge(model: Transformer) -> dict[str, Any]:
+        translator = Translator(model, tokenizer)
+        return {"new": scores(translator, new_test), "old": scores(translator, old_test)}
+
+    if "adaptation, before" not in results:
+        results["adaptation, before"] = judge(Translator.from_pretrained().model)
+    for seed in SETTINGS["seeds"]:
+        for recipe in ("plain", "small rate", "mixed"):
+            if (run := f"adaptation, {recipe}, seed {seed}") in results:
+                continue
+            model = Translator.from_pretrained().model
+            before = {name: x.clone() for name, x in model.state_dict().items()}
+            fresh = endless_batches(new_examples, told["max_tokens"], seed)
+            general = endless_batches(old_examples, told["max_tokens"], seed)
+
+            def mixed(fresh: Iterator[Any] = fresh, general: Iterator[Any] = general) -> Any:
+                while True:
+                    yield next(fresh)
+                    yield next(general)
+
+            dev: list[list[float]] = []
+            best = (float("inf"), before)
+
+            def score(model: nn.Module) -> float:
+                nonlocal best
+                dev.append([evaluate_loss(model, batches) for batches in held])
+                if sum(dev[-1]) < best[0]:
+                    best = sum(dev[-1]), {n: x.clone() for n, x in model.state_dict().items()}
+                return -sum(dev[-1])
+
+            rate = told["small_rate" if recipe == "small rate" else "rate"]
+            torch.manual_seed(seed)
+            train(
+                model,
+                mixed() if recipe == "mixed" else fresh,
+                settings=TrainingSettings(told["steps"], report_every=10),
+                rate=lambda step, rate=rate: rate,
+                score=score,
+            )
+            found = judge(model) | {"dev": dev}
+            results[run] = found
+            print(run, found)
+            if recipe == "plain":
+                after = {name: x.clone() for name, x in model.state_dict().items()}
+                model.load_state_dict(average_weights([before, after]))
+                results[f"adaptation, averaged, seed {seed}"] = judge(model)
+                model.load_state_dict(best[1])
+                results[f"adaptation, stopped early, seed {seed}"] = judge(model)
+
+
+# A class for a text, a tag for a word
+
+
+class Reader(nn.Module):
+    """Token ids to scores of two classes, for each token or for the text; see chapter 26."""
+
+    def __init__(self, vocab_size: int, d_model: int, layers: int, per_token: bool) -> None:
+        super().__init__()
+        self.per_token = per_token
+        self.embedding = TokenEmbedding(vocab_size, d_model)
+        self.position = SinusoidalPositionalEncoding(d_model)
+        stack = [EncoderLayer(d_model, 4, 2 * d_model, norm_first=True) for _ in range(layers)]
+        self.encoder = Encoder(stack, LayerNorm(d_model)) if layers else None
+        self.head = nn.Linear(d_model, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(batch, length) -> (batch, length, 2), or (batch, 2)."""
+        x, real = self.embedding(tokens), padding_mask(tokens, 0)
+        if self.encoder is not None:
+            x = self.encoder(self.position(x), real)
+        if not self.per_token:
+            weight = real[:, 0, 0, :, None].to(x.dtype)  # (batch, length, 1)
+            x = (x * weight).sum(dim=1) / weight.sum(dim=1)
+        scores: Tensor = self.head(x)
+        return scores
+
+
+def reading_loss(model: nn.Module, batch: Any, label_smoothing: float) -> tuple[Tensor, int]:
+    """Cross-entropy where there is something to be said."""
+    tokens, labels = batch
+    known = labels >= 0
+    return F.cross_entropy(model(tokens)[known], labels[known], reduction="sum"), int(known.sum())
+
+
+def pad(rows: list[list[int]], filler: int) -> Tensor:
+    """Rows of one length."""
+    return nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], True, filler)
+
+
+def batches(data: list[tuple[list[int], Any]], size: int, seed: int) -> Iterator[Any]:
+    """Epoch after epoch, rows of similar length together."""
+    generator = random.Random(seed)
+    while True:
+        order = sorted(generator.sample(data, len(data)), key=lambda row: len(row[0]))
+        groups = [order[i : i + size] for i in range(0, len(order), size)]
+        generator.shuffle(groups)
+        for group in groups:
+            rows, labels = zip(*group, strict=True)
+            tags = pad(labels, -1) if isinstance(labels[0], list) else torch.tensor(labels)
+            yield pad(rows, 0), tags
+
+
+def tasks(results: Results) -> None:
+    """Help or interface, and capitals: without attention and with one layer of it."""
+    told, tokenizer = SETTINGS["tasks"], Translator.from_pretrained().tokenizer
+    pairs = load_pairs("train")
+    random.Random(0).shuffle(pairs)
+
+    def tagged(text: str) -> tuple[list[int], list[int]]:
+        encoding = tokenizer.encode(text.lower())
+        tags = [
+            int(text[a + 1].isupper()) if text[a] == " " and text[a + 1 : b][:1].isalpha() else -1
+            for a, b in encoding.offsets
+        ]
+        return encoding.ids, tags
+
+    long = [pair.source for pair in pairs if pair.origin[0] == "h"]
+    capitals = [row for row in map(tagged, long[:13_000]) if max(row[1]) >= 0]
+    kinds = {
+        kind: [p.source for p in pairs if p.origin[0] == kind and len(p.source.split()) > 3]
+        for kind in "hu"
+    }
+    few = min(map(len, kinds.values()))
+    texts = [(text, label) for label, kind in enumerate("hu") for text in kinds[kind][:few]]
+    random.Random(1).shuffle(texts)
+    rows = encode_texts(tokenizer, [text for text, _ in texts])
+    kind_data = [(row, label) for row, (_, label) in zip(rows, texts, strict=True)]
+    for seed in SETTINGS["seeds"]:
+        for task, data in (("capitals", capitals), ("kind of text", kind_data)):
+            for layers in (0, 1):
+                if (run := f"{task}, {layers} layers, seed {seed}") in results:
+                    continue
+                torch.manual_seed(seed)
+                model = Reader(
+                    tokenizer.get_vocab_size(), told["d_model"], layers, task == "capitals"
+                )
+                train(
+                    model,
+                    batches(data[1000:], told["rows"], seed),
+                    reading_loss,
+                    settings=TrainingSettings(told["steps"], label_smoothing=0.0),
+                    optimizer=torch.optim.Adam(model.parameters()),
+                    rate=lambda step: fall(told["rate"], told["steps"], step),
+                )
+                right = total = 0
+                with torch.no_grad(), evaluating(model):
+                    for start in range(0, 1000, 100):
+                        tokens, labels = next(batches(data[start : start + 100], 100, 0))
+                        known = labels >= 0
+                        right += int((model(tokens).argmax(dim=-1) == labels)[known].sum())
+                        total += int(known.sum())
+                ones = [
+                    x
+                    for _, tags in data[:1000]
+                    for x in (tags if isinstance(tags, list) else [tags])
+                    if x >= 0
+                ]
+                share = sum(ones) / len(ones)
+                results[run] = {"right": right / total, "majority": max(share, 1 - share)}
+                print(run, results.notes["runs"][run])
+
+
+def main() -> None:
+    """Run what has not been run yet."""
+    results = Results("own_task", "python experiments/26_own_task.py", **SETTINGS)
+    tasks(results)
+    adaptation(results)
+    french(results)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
