@@ -47,7 +47,7 @@ def check_between(attempt: Callable[..., dict[str, Tensor]]) -> None:
     """Check the way between two states: both ends, a quarter, names, dtypes, and no change in place."""
     before = {"a": torch.tensor([0.0, 4.0]), "b": torch.tensor([[8.0]], dtype=torch.float64)}
     after = {"a": torch.tensor([4.0, 0.0]), "b": torch.tensor([[0.0]], dtype=torch.float64)}
-    kept = {name: x.clone() for name, x in (before | after).items()}
+    kept = {name: x.clone() for name, x in after.items()}
     was = {name: x.clone() for name, x in before.items()}
     found = attempt(before, after, 0.25)
     assert isinstance(found, dict), f"return a dictionary, got {type(found).__name__}"
@@ -70,8 +70,10 @@ def check_between(attempt: Callable[..., dict[str, Tensor]]) -> None:
     ends = attempt(before, after, 0.0), attempt(before, after, 1.0)
     assert torch.equal(ends[0]["a"], before["a"]), "share 0 should give `before`"
     assert torch.allclose(ends[1]["a"], after["a"]), "share 1 should give `after`"
-    found["a"].zero_()
+    for result in (found, *ends):
+        result["a"].zero_()
     assert torch.equal(before["a"], was["a"]), "the result shares memory with `before`"
+    assert torch.equal(after["a"], kept["a"]), "the result shares memory with `after`"
 
 
 @diagnostic("Exercise 26.3")
@@ -83,7 +85,9 @@ def check_grow(attempt: Callable[..., Tensor]) -> None:
     assert torch.equal(weight, was), "the old matrix was changed: make a new one"
     expect_tensor(grown, (6, 3), "the grown matrix")
     assert not torch.equal(grown[-4:], was), "old rows come first: every id of the model would move"
-    assert torch.equal(grown[:4], was), f"the old rows should stay as they are: {grown[:4].tolist()}"
+    assert torch.equal(grown[:4], was), (
+        f"the old rows should stay as they are: {grown[:4].tolist()}"
+    )
     first, second = grown[4].tolist(), grown[5].tolist()
     assert first != was.mean(dim=0).tolist(), "this is the mean of all rows, not of the pieces'"
     assert first != [4.0, 70.0, 0.0], "this is the sum of the pieces' rows: the mean is asked for"
