@@ -37,7 +37,7 @@ PAD = VOCABULARY - 1
 # Marian
 
 
-def marian(seed: int = 0, activation: str = "swish") -> tuple[Any, Transformer]:
+def marian(seed: int = 0, activation: str = "swish", noise: float = 0.2) -> tuple[Any, Transformer]:
     """Hugging Face's Marian with random weights, gains and biases too, and ours made of it."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(seed)
@@ -62,7 +62,7 @@ def marian(seed: int = 0, activation: str = "swish") -> tuple[Any, Transformer]:
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             if "embed_positions" not in name:
-                parameter.add_(torch.randn_like(parameter) * 0.2)
+                parameter.add_(torch.randn_like(parameter) * noise)
         theirs.final_logits_bias.normal_()
     return theirs, from_marian(config.to_dict(), theirs.state_dict())
 
@@ -71,7 +71,7 @@ def sources(seed: int = 0) -> Tensor:
     """Rows of several lengths, each with its end and padding behind it."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(1, PAD, (6, 9), generator=generator)
-    for row, length in enumerate((8, 3, 5, 1, 6, 4)):
+    for row, length in enumerate((8, 3, 5, 7, 6, 4)):
         rows[row, length], rows[row, length + 1 :] = 0, PAD
     return rows
 
@@ -120,7 +120,7 @@ def test_greedy_decoding_is_marians(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_beam_search_is_marians_where_sentences_end(seed: int) -> None:
     """Trained here to copy the source, and given back to Hugging Face under Marian's names."""
-    theirs, ours = marian(seed)
+    theirs, ours = marian(seed, noise=0.05)
     generator = torch.Generator().manual_seed(seed)
 
     def copies(length: int) -> Batch:
@@ -129,14 +129,11 @@ def test_beam_search_is_marians_where_sentences_end(seed: int) -> None:
         ended = torch.cat([words, end], dim=1)
         return Batch(ended, torch.cat([begin, words], dim=1), ended, PAD)
 
-    with torch.no_grad():
-        for parameter in ours.parameters():
-            parameter.mul_(0.5)  # random gains and all are far from where training begins
     train(
         ours,
-        (copies(1 + step % 8) for step in range(500)),
-        settings=TrainingSettings(500, label_smoothing=0.0),
-        rate=lambda step: 2e-3 * min(1.0, step / 10) * (1 - step / 501),
+        (copies(3 + step % 6) for step in range(600)),
+        settings=TrainingSettings(600, label_smoothing=0.0),
+        rate=lambda step: 3e-3 * min(1.0, step / 10) * (1 - step / 601),
     )
     given = dict(theirs.state_dict())
     for name, weight in ours.state_dict().items():
@@ -223,7 +220,7 @@ def test_the_stored_runs_are_there() -> None:
     stored = json.loads(file.read_text())
     assert stored["command"] == "python experiments/26_own_task.py"
     assert stored["settings"]["seeds"] == [1, 2, 3]
-    assert len(stored["runs"]) == 12 + 6 + 1 + 15 + 2
+    assert len(stored["runs"]) == 12 + 6 + 1 + 12 + 2
 
 
 # The exercises
@@ -363,7 +360,7 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (check_columns, lambda q, k, f: columns(q, k, f, k - q) - f, "from 0"),
     (check_columns, lambda q, k, f: columns(q, k, f, k - q).float(), "int64"),
     (check_columns, lambda q, k, f: columns(q, k, 99, k - q) - 99 + f, "clip"),
-    (check_columns, lambda q, k, f: columns(q, k, f, k - q).mT, "shape"),
+    (check_columns, lambda q, k, f: columns(q, k, f, k - q).mT, "sign"),
     (check_columns, lambda q, k, f: (columns(q, k, 99, k - q) - 99 + f).clamp(0, f), "4, 5, 6"),
 ]
 

@@ -108,7 +108,8 @@ def check_columns(attempt: Callable[[int, int, int], Tensor]) -> None:
         f"a query's own place is column farthest = 4, got {columns.diagonal().tolist()}"
     )
     assert columns[0, 1] != 3, "the wrong sign: a key to the right has a larger column"
-    assert columns.tolist() == [[4, 5, 6], [3, 4, 5], [2, 3, 4]], f"got {columns.tolist()}"
+    square = [[4, 5, 6], [3, 4, 5], [2, 3, 4]]
+    assert columns.tolist() == square, f"three by three: {square}, got {columns.tolist()}"
     far = attempt(5, 5, 2)
     assert far.max() <= 4, f"with farthest 2 the last column is 4, got {far.max()}: clip"
     assert far.min() >= 0, f"with farthest 2 the first column is 0, got {far.min()}: clip first"
