@@ -4,7 +4,7 @@ Written from chapters 12, 26 of the book: edit the chapter, then `make sync`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -183,7 +183,7 @@ class MarianFeedForward(FeedForward):
     ValueError for one that is not in ACTIVATIONS.
     """
 
-    ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "swish": F.silu}
+    ACTIVATIONS: ClassVar = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "swish": F.silu}
 
     def __init__(self, d_model: int, d_ff: int, activation: str = "swish") -> None:
         super().__init__(d_model, d_ff)
