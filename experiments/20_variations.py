@@ -1,6 +1,6 @@
 """Chapter 20's table: each row of transformer_lib.book.variations, several seeds, one thread (an hour and a half).
 
-python experiments/20_variations.py
+python -m experiments.20_variations
 
 Interrupted, it goes on where it stopped. Writes transformer_lib/book/results/variations.json.
 """

@@ -1,6 +1,6 @@
 """The rows of chapter 20's table: the Transformer of one small task, each row changed in one way.
 
-`run_row("h=1", seed=1)` trains and scores one; `python experiments/20_variations.py` does them all.
+`run_row("h=1", seed=1)` trains and scores one; `python -m experiments.20_variations` does them all.
 """
 
 import math
@@ -29,7 +29,7 @@ from transformer_lib.transformer import Transformer, TransformerConfig, count_pa
 from transformer_lib.translator import Translator
 
 VOCAB_SIZE = 2000
-LONGEST = 20  # tokens on either side
+LONGEST = 12  # tokens on either side
 HELD_OUT = 1000
 STEPS = 600
 MAX_TOKENS = 512
