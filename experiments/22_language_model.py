@@ -1,0 +1,106 @@
+"""Train the language model that the package ships, on Jane Austen's novels but Persuasion.
+
+    python experiments/22_language_model.py
+
+Interrupted, it goes on from build/austen when called again. The last part of each novel, VALIDATION
+of it, is left out: its loss shows how training goes. Persuasion is read once, in the end.
+"""
+
+import math
+import platform
+import resource
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from transformer_lib.checkpoint import write_tensors
+from transformer_lib.door import describe_model
+from transformer_lib.language_model import (
+    LanguageModel,
+    LanguageModelConfig,
+    encode_stream,
+    load_austen,
+    surprise,
+    text_windows,
+)
+from transformer_lib.tokenizer import train_tokenizer
+from transformer_lib.training import Progress, TrainingSettings, next_token_loss, train
+
+ROOT = Path(__file__).resolve().parent.parent
+SEED, VOCAB_SIZE, BATCH_SIZE, VALIDATION, HALF = 22, 2000, 8, 0.03, 0.5
+CONFIG = LanguageModelConfig(VOCAB_SIZE, 192, 6, 768, num_layers=3, dropout=0.05, max_length=128)
+SETTINGS = TrainingSettings(
+    steps=5000,
+    warmup_steps=500,
+    cool_down_steps=1500,
+    label_smoothing=0.0,
+    max_norm=1.0,
+    bfloat16="auto",
+    report_every=250,
+    save_every=250,
+)
+
+
+def main() -> None:
+    """Train, measure, and write the weights with their notes."""
+    torch.manual_seed(SEED)
+    novels = [f"{novel.strip()}\n" for novel in load_austen("train")]
+    tokenizer = train_tokenizer(
+        [line for novel in novels for line in novel.split("\n")], VOCAB_SIZE
+    )
+    cuts = [round(len(novel) * (1 - VALIDATION)) for novel in novels]
+    ends = [novel[cut:] for novel, cut in zip(novels, cuts, strict=True)]
+    tokens = encode_stream(
+        tokenizer, [novel[:cut] for novel, cut in zip(novels, cuts, strict=True)]
+    )
+    held_out = encode_stream(tokenizer, ends)
+    length = CONFIG.max_length
+    validation = held_out.unfold(0, length + 1, length).split(32)  # (windows, length + 1)
+    model = LanguageModel(CONFIG)
+
+    def say(p: Progress) -> None:
+        print(
+            f"{p.step:5d}  {p.train_loss:.3f}  {p.validation_loss:.3f}  {p.seconds:.0f} s",
+            flush=True,
+        )
+
+    reports = train(
+        model,
+        text_windows(tokens, length, BATCH_SIZE, SEED),
+        next_token_loss,
+        settings=SETTINGS,
+        rate=lambda step: HALF * SETTINGS.rate(step, CONFIG.d_model),
+        validation=validation,
+        on_report=say,
+        checkpoint=ROOT / "build" / "austen" / "checkpoint.safetensors",
+    )
+    model = model.half().float()  # as it comes out of the file
+    [novel] = load_austen("test")
+    bits = surprise(model, encode_stream(tokenizer, [novel])).sum().item() / math.log(2)
+    folder = ROOT / "transformer_lib" / "pretrained" / "austen"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(
+        folder / "weights.safetensors",
+        {name: x.half() for name, x in model.state_dict().items()},
+        config=asdict(CONFIG),
+        model=describe_model(model),
+        tokenizer=tokenizer.to_str(),
+        training={
+            "command": "python experiments/22_language_model.py",
+            "seed": SEED,
+            "settings": asdict(SETTINGS),
+            "rate": f"{HALF} of the paper's",
+            "batch_size": BATCH_SIZE,
+            "training_tokens": len(tokens),
+            "log": [asdict(report) for report in reports],
+            "bits_a_character_on_persuasion": bits / len(novel),
+            "cpu_seconds": resource.getrusage(resource.RUSAGE_SELF).ru_utime,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        },
+    )
+    print(f"Persuasion: {bits / len(novel):.3f} bits a character")
+
+
+if __name__ == "__main__":
+    main()
