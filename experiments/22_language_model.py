@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 from transformer_lib.checkpoint import write_tensors
-from transformer_lib.door import describe_model
 from transformer_lib.language_model import (
     LanguageModel,
     LanguageModelConfig,
@@ -25,21 +24,32 @@ from transformer_lib.language_model import (
     text_windows,
 )
 from transformer_lib.tokenizer import train_tokenizer
-from transformer_lib.training import Progress, TrainingSettings, next_token_loss, train
+from transformer_lib.training import (
+    Progress,
+    TrainingSettings,
+    learning_rate,
+    next_token_loss,
+    train,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
-SEED, VOCAB_SIZE, BATCH_SIZE, VALIDATION, HALF = 22, 2000, 8, 0.03, 0.5
+SEED, VOCAB_SIZE, BATCH_SIZE, VALIDATION = 22, 2000, 8, 0.03
 CONFIG = LanguageModelConfig(VOCAB_SIZE, 192, 6, 768, num_layers=3, dropout=0.05, max_length=128)
+STEPS, COOL_DOWN = 2500, 1000
 SETTINGS = TrainingSettings(
-    steps=5000,
-    warmup_steps=500,
-    cool_down_steps=1500,
+    STEPS,
     label_smoothing=0.0,
     max_norm=1.0,
     bfloat16="auto",
     report_every=250,
     save_every=250,
 )
+
+
+def rate(step: int) -> float:
+    """Half of the paper's rate, with a cool-down at the end."""
+    cool_down = min(1.0, (STEPS + 1 - step) / COOL_DOWN)
+    return 0.5 * learning_rate(step, CONFIG.d_model, warmup_steps=500) * cool_down
 
 
 def main() -> None:
@@ -70,7 +80,7 @@ def main() -> None:
         text_windows(tokens, length, BATCH_SIZE, SEED),
         next_token_loss,
         settings=SETTINGS,
-        rate=lambda step: HALF * SETTINGS.rate(step, CONFIG.d_model),
+        rate=rate,
         validation=validation,
         on_report=say,
         checkpoint=ROOT / "build" / "austen" / "checkpoint.safetensors",
@@ -84,13 +94,12 @@ def main() -> None:
         folder / "weights.safetensors",
         {name: x.half() for name, x in model.state_dict().items()},
         config=asdict(CONFIG),
-        model=describe_model(model),
         tokenizer=tokenizer.to_str(),
         training={
             "command": "python experiments/22_language_model.py",
             "seed": SEED,
             "settings": asdict(SETTINGS),
-            "rate": f"{HALF} of the paper's",
+            "rate": f"half of the paper's, warmed up in 500 steps, cooled down in {COOL_DOWN}",
             "batch_size": BATCH_SIZE,
             "training_tokens": len(tokens),
             "log": [asdict(report) for report in reports],

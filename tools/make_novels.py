@@ -150,7 +150,7 @@ def fill_page(page: str, manifest: dict[str, Any]) -> str:
     ]
     novels = [
         (
-            novel["title"].title(),
+            novel["title"].title().replace("And", "and"),
             str(novel["year"]),
             f"`{file}`",
             *(f"{novel[count]:,}" for count in ("paragraphs", "words", "characters")),
