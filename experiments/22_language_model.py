@@ -8,7 +8,6 @@ of it, is left out: its loss shows how training goes. Persuasion is read once, i
 
 import math
 import platform
-import resource
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,14 +34,14 @@ from transformer_lib.training import (
 ROOT = Path(__file__).resolve().parent.parent
 SEED, VOCAB_SIZE, BATCH_SIZE, VALIDATION = 22, 2000, 8, 0.03
 CONFIG = LanguageModelConfig(VOCAB_SIZE, 192, 6, 768, num_layers=3, dropout=0.05, max_length=128)
-STEPS, COOL_DOWN = 2500, 1000
+STEPS, COOL_DOWN = 5000, 1000
 SETTINGS = TrainingSettings(
     STEPS,
     label_smoothing=0.0,
     max_norm=1.0,
     bfloat16="auto",
     report_every=250,
-    save_every=250,
+    save_every=100,
 )
 
 
@@ -104,7 +103,6 @@ def main() -> None:
             "training_tokens": len(tokens),
             "log": [asdict(report) for report in reports],
             "bits_a_character_on_persuasion": bits / len(novel),
-            "cpu_seconds": resource.getrusage(resource.RUSAGE_SELF).ru_utime,
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         },
     )
