@@ -61,9 +61,10 @@ tried: $(READY)  ## train the variants and the rivals that chapters 3 and 15 sho
 bench: .venv-bench/ready  ## the package against its peers, in one run (12 minutes; leave the machine alone meanwhile)
 	cd benchmarks && ../.venv-bench/bin/python speed.py
 
-data: $(READY)  ## make the translation pairs and the pictures anew from Debian's packages
+data: $(READY)  ## make the translation pairs, pictures and novels anew from Debian's packages
 	$(BIN)/python tools/make_data.py --packages build/packages --output transformer_lib/corpora --page book/data.md
 	$(BIN)/python -m tools.make_fashion --packages build/packages --output transformer_lib/corpora --page book/data.md
+	$(BIN)/python -m tools.make_novels --packages build/packages --output transformer_lib/corpora --page book/data.md
 
 test: lint types unit notebooks prove book site  ## prove everything (about 20 minutes on 2 cores)
 	@echo "All of it holds."

@@ -1,8 +1,9 @@
 """Weights to and from other implementations: torch.nn.Transformer.
 
-Written from chapters 12, 26 of the book: edit the chapter, then `make sync`.
+Written from chapters 12, 22, 26 of the book: edit the chapter, then `make sync`.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -13,20 +14,25 @@ from torch import Tensor, nn
 from transformer_lib.attention import MultiHeadAttention
 from transformer_lib.door import check_same, describe_model
 from transformer_lib.embeddings import SinusoidalPositionalEncoding, TokenEmbedding
+from transformer_lib.language_model import LanguageModel, LanguageModelConfig
 from transformer_lib.layers import FeedForward
 from transformer_lib.transformer import Transformer, TransformerConfig
 
 __all__ = [
     "MARIAN_NAMES",
     "MARIAN_SETTINGS",
+    "GeluFeedForward",
     "MarianEmbedding",
     "MarianFeedForward",
     "MarianPositionalEncoding",
+    "UnscaledEmbedding",
     "attention_partners",
     "check_torch",
     "copy_weights",
+    "from_gpt2",
     "from_marian",
     "from_torch",
+    "gpt2_partners",
     "marian_name",
     "to_torch",
     "transformer_partners",
@@ -175,6 +181,88 @@ def check_torch(module: nn.Module) -> None:
     for name, part in module.named_modules():
         if describe(part) not in known:
             raise ValueError(f"{name or 'the module'} cannot be carried over: {describe(part)}")
+
+
+class UnscaledEmbedding(TokenEmbedding):
+    """TokenEmbedding without the factor sqrt(d_model)."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Look up the rows: (batch, length) -> (batch, length, d_model)."""
+        return super().forward(tokens) / math.sqrt(self.weight.size(1))
+
+
+class GeluFeedForward(FeedForward):
+    """FeedForward with GELU, approximated by tanh, in place of ReLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d_model) -> (..., d_model)"""
+        hidden = F.gelu(self.inner(x), approximate="tanh")  # (..., d_ff)
+        output: Tensor = self.outer(hidden)  # (..., d_model)
+        return output
+
+
+def gpt2_partners(ours: LanguageModel, theirs: Any) -> list[tuple[Tensor, Tensor]]:
+    """List our tensors, each with the one of Hugging Face's GPT2Model that means the same."""
+    pairs = [
+        (ours.embedding.weight, theirs.wte.weight),
+        (ours.position.table, theirs.wpe.weight),
+    ]
+    layers: list[Any] = list(ours.stack.layers)
+    norms: list[tuple[Any, Any]] = [(ours.stack.norm, theirs.ln_f)]
+    for layer, block in zip(layers, theirs.h, strict=True):
+        norms += [(layer.residual_1.norm, block.ln_1), (layer.residual_2.norm, block.ln_2)]
+        attention = layer.self_attention
+        projections = (
+            attention.query_projection,
+            attention.key_projection,
+            attention.value_projection,
+        )
+        weights = block.attn.c_attn.weight.t().chunk(3)  # Conv1D has (in, out), Linear (out, in)
+        for projection, weight, bias in zip(
+            projections, weights, block.attn.c_attn.bias.chunk(3), strict=True
+        ):
+            pairs += [(projection.weight, weight), (projection.bias, bias)]
+        for linear, conv in (
+            (attention.output_projection, block.attn.c_proj),
+            (layer.feed_forward.inner, block.mlp.c_fc),
+            (layer.feed_forward.outer, block.mlp.c_proj),
+        ):
+            pairs += [(linear.weight, conv.weight.t()), (linear.bias, conv.bias)]
+    for norm, its in norms:
+        pairs += [(norm.weight, its.weight), (norm.bias, its.bias)]
+    return pairs
+
+
+def from_gpt2(module: nn.Module) -> LanguageModel:
+    """Make a LanguageModel that computes what Hugging Face's GPT2LMHeadModel computes, in eval mode.
+
+    (In training GPT-2 also drops attention weights.) The numbers are copied; the model is in
+    training mode. It has no padding; <|endoftext|>, its last id, takes the place of <bos> and <eos>.
+
+    Raises:
+        ValueError: if the module is set to something that ours has not.
+    """
+    c: Any = module.config
+    expected = {
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+        "tie_word_embeddings": True,
+    }
+    check_same("a GPT-2", expected, {name: getattr(c, name) for name in expected})
+    d_ff = c.n_inner or 4 * c.n_embd
+    config = LanguageModelConfig(
+        c.vocab_size, c.n_embd, c.n_head, d_ff, c.n_layer, c.resid_pdrop, c.n_positions, pad_id=-1
+    )
+    model = LanguageModel(config)
+    model.embedding = UnscaledEmbedding(c.vocab_size, c.n_embd)
+    for layer in model.stack.layers:
+        layer.feed_forward = GeluFeedForward(c.n_embd, d_ff)
+    model.to(module.transformer.wte.weight)  # its device and dtype
+    copy_weights(gpt2_partners(model, module.transformer))
+    return model
 
 
 class MarianFeedForward(FeedForward):

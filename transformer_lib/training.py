@@ -1,6 +1,6 @@
 """Losses, learning-rate schedule, and one training loop for every task.
 
-Written from chapters 14, 15 of the book: edit the chapter, then `make sync`.
+Written from chapters 14, 15, 22 of the book: edit the chapter, then `make sync`.
 """
 
 import math
@@ -45,6 +45,7 @@ __all__ = [
     "has_bfloat16",
     "learning_rate",
     "make_optimizer",
+    "next_token_loss",
     "over_ranks",
     "to_device",
     "train",
@@ -530,3 +531,21 @@ def train(
         run.finish()
     model.eval()
     return run.reports
+
+
+def next_token_loss(
+    model: nn.Module, batch: Tensor, label_smoothing: float = 0.0
+) -> tuple[Tensor, int]:
+    """Cross-entropy of each next token in nats, and of how many tokens it is the sum.
+
+    A batch is ids (batch, length + 1): all but the last are read, all but the first are wanted,
+    padding aside.
+    """
+    wanted = batch[:, 1:]  # (batch, length)
+    inner: Any = unwrap(model)
+    real = wanted != inner.config.pad_id  # (batch, length)
+
+    def loss(model: nn.Module, hidden: Tensor) -> Tensor:
+        return cross_entropy_sum(model, hidden[real], wanted[real], label_smoothing)
+
+    return model(batch[:, :-1], loss), int(real.sum())
