@@ -233,7 +233,7 @@ def gpt2_partners(ours: LanguageModel, theirs: Any) -> list[tuple[Tensor, Tensor
     return pairs
 
 
-def from_gpt2(module: nn.Module) -> LanguageModel:
+def from_gpt2(module: Any) -> LanguageModel:
     """Make a LanguageModel that computes what Hugging Face's GPT2LMHeadModel computes, in eval mode.
 
     (In training GPT-2 also drops attention weights.) The numbers are copied; the model is in
@@ -271,7 +271,12 @@ class MarianFeedForward(FeedForward):
     ValueError for one that is not in ACTIVATIONS.
     """
 
-    ACTIVATIONS: ClassVar = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "swish": F.silu}
+    ACTIVATIONS: ClassVar[dict[str, Callable[..., Tensor]]] = {
+        "relu": F.relu,
+        "gelu": F.gelu,
+        "silu": F.silu,
+        "swish": F.silu,
+    }
 
     def __init__(self, d_model: int, d_ff: int, activation: str = "swish") -> None:
         super().__init__(d_model, d_ff)

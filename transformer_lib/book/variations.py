@@ -89,7 +89,8 @@ class NarrowKeys(MultiHeadAttention):
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(batch, length, heads * width) -> (batch, heads, length, width), whatever the width."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        split: Tensor = x.unflatten(-1, (self.num_heads, -1))
+        return split.transpose(1, 2)
 
 
 class UnscaledEmbedding(TokenEmbedding):
@@ -114,7 +115,9 @@ def make_model(change: dict[str, Any], seed: int) -> Transformer:
             if isinstance(layer, DecoderLayer):
                 layer.cross_attention = NarrowKeys(*sizes)
     if change.get("learned_positions"):
-        model.position = LearnedPositionalEncoding(config.d_model, config.max_length)
+        model.position = LearnedPositionalEncoding(  # type: ignore[assignment]
+            config.d_model, config.max_length
+        )
     if not change.get("shared", True):
         model.output = nn.Linear(config.d_model, config.vocab_size, bias=False)
         nn.init.normal_(model.output.weight, std=config.d_model**-0.5)  # as the shared one
@@ -175,10 +178,8 @@ def run_row(
     d_model, factor = model.config.d_model, change.get("rate_factor", 1.0)
 
     def rate(step: int) -> float:
-        rising = min(1.0, step / warmup)
-        return (
-            factor * settings.rate(step, d_model) / (1.0 if change.get("warm_up", True) else rising)
-        )
+        rising = 1.0 if change.get("warm_up", True) else min(1.0, step / warmup)
+        return float(factor * settings.rate(step, d_model) / rising)
 
     began = time.process_time()
     history = train(

@@ -4,7 +4,9 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # The check of an exercise: takes the reader's attempt, raises AssertionError if that is wrong.
 _Check = Callable[[Callable[..., Any]], None]
@@ -87,3 +89,26 @@ def expect_tensor(value: object, shape: Sequence[int], what: str) -> Tensor:
         f"{what} should have shape {tuple(shape)}, not {tuple(value.shape)}"
     )
     return value
+
+
+def on_copies(attempt: Callable[..., Any], *arguments: Any) -> Any:
+    """What the attempt makes of copies; it should leave them as they are."""
+    copies = [x.clone() if isinstance(x, Tensor) else x for x in arguments]
+    answer = attempt(*copies)
+    for ours, theirs in zip(arguments, copies, strict=True):
+        assert not isinstance(ours, Tensor) or torch.equal(ours, theirs), (
+            "your function changes an argument in place: work on a new tensor, the caller still needs the old one"
+        )
+    return answer
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes how many numbers the largest tensor holds that is made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.numbers = max(self.numbers, result.numel())
+        return result

@@ -8,20 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from transformer_lib.book.checks import diagnostic, expect_tensor
-
-
-def _on_copies(attempt: Callable[..., Any], *tensors: Tensor) -> Any:
-    """What the attempt makes of copies; it should leave them as they are."""
-    copies = [tensor.clone() for tensor in tensors]
-    answer = attempt(*copies)
-    for copy, tensor in zip(copies, tensors, strict=True):
-        assert torch.equal(copy, tensor), (
-            "your function changes an argument in place: work on a new tensor, the caller still needs the old one"
-        )
-    return answer
+from transformer_lib.book.checks import LargestTensor, diagnostic, expect_tensor, on_copies
 
 
 @diagnostic("Exercise 2.1")
@@ -32,7 +20,7 @@ def check_declining_lookup(attempt: Callable[[Tensor, Tensor], Tensor]) -> None:
     def run(scores: Tensor, value: Tensor) -> Tensor:
         shape = (*scores.shape[:-1], value.size(-1))
         what = f"the output for scores {tuple(scores.shape)} and values {tuple(value.shape)}"
-        return expect_tensor(_on_copies(attempt, scores, value), shape, what)
+        return expect_tensor(on_copies(attempt, scores, value), shape, what)
 
     one = run(torch.zeros(1, 1), torch.tensor([[6.0, -2.0]]))
     assert not torch.allclose(one, torch.tensor([[6.0, -2.0]])), (
@@ -117,7 +105,7 @@ def check_temperature(attempt: Callable[[Tensor, float], float]) -> None:
 
     def run(scores: list[float], share: float) -> tuple[float, float]:
         tensor = torch.tensor(scores)
-        answer = float(_on_copies(lambda copy: attempt(copy, share), tensor))
+        answer = float(on_copies(lambda copy: attempt(copy, share), tensor))
         assert math.isfinite(answer) and answer > 0, (
             f"scores {scores}, share {share}: a temperature is a positive number, got {answer}"
         )
@@ -158,7 +146,7 @@ def check_nearest(attempt: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) ->
     generator = torch.Generator().manual_seed(0)
 
     def run(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        pair = _on_copies(attempt, query, key)
+        pair = on_copies(attempt, query, key)
         assert isinstance(pair, tuple | list) and len(pair) == 2, (
             f"return two tensors, the new queries and the new keys, not {type(pair).__name__}"
         )
@@ -223,18 +211,6 @@ def check_nearest(attempt: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) ->
 
 class _Score(float):
     """A number that a weak reference can watch."""
-
-
-class _LargestTensor(TorchDispatchMode):
-    """Notes how many numbers the largest tensor holds that is made."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            self.numbers = max(self.numbers, result.numel())
-        return result
 
 
 @diagnostic("Exercise 2.4")
@@ -307,7 +283,7 @@ def check_one_pass_lookup(attempt: Callable[[Iterator[tuple[float, Tensor]]], Te
             yield score, value
             del score, value
 
-    with _LargestTensor() as watch:
+    with LargestTensor() as watch:  # type: ignore[no-untyped-call]
         output = attempt(stream(60))
     assert most <= 12 and watch.numbers <= 24, (
         "your function keeps the pairs it has read, or collects them in a growing tensor: keep the largest score and two sums, and forget each pair"

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,22 +13,12 @@ from transformer_lib.attention import (
     attention_weights,
     scaled_dot_product_attention,
 )
-from transformer_lib.book.checks import diagnostic, expect_tensor
-
-
-def _on_copies(attempt: Callable[..., Any], *arguments: Any) -> Any:
-    """What the attempt makes of copies; it should leave them as they are."""
-    copies = [x.clone() if isinstance(x, Tensor) else x for x in arguments]
-    answer = attempt(*copies)
-    for ours, theirs in zip(arguments, copies, strict=True):
-        assert not isinstance(ours, Tensor) or torch.equal(ours, theirs), (
-            "your function changes an argument in place: work on a new tensor, the caller still needs the old one"
-        )
-    return answer
+from transformer_lib.book.checks import diagnostic, expect_tensor, on_copies
 
 
 def _split(x: Tensor, num_heads: int) -> Tensor:
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    split: Tensor = x.unflatten(-1, (num_heads, -1))
+    return split.transpose(1, 2)
 
 
 def _without_transpose(x: Tensor, num_heads: int) -> Tensor:
@@ -60,6 +50,12 @@ def _mixed(x: Tensor, num_heads: int) -> list[Tensor]:
     ]
 
 
+def _nth(
+    splits: Callable[[Tensor, int], list[Tensor]], i: int, x: Tensor, num_heads: int
+) -> Tensor:
+    return splits(x, num_heads)[i]
+
+
 @diagnostic("Exercise 6.1")
 def check_finds_mixed_words(attempt: Callable[[Callable[[Tensor, int], Tensor]], bool]) -> None:
     """Check a test of splits: it must pass the sound ones and find each of the mixed ones."""
@@ -69,7 +65,7 @@ def check_finds_mixed_words(attempt: Callable[[Callable[[Tensor, int], Tensor]],
         "deals the entries out to the heads in turn",
     )
     for i, words in enumerate(what):
-        found = attempt(lambda x, n, i=i: _sound(x, n)[i])
+        found = attempt(partial(_nth, _sound, i))
         assert isinstance(found, bool), f"return True or False, not {type(found).__name__}"
         assert not found, (
             f"a split that {words} mixes no words, yet you say it does. Do you compare with one way of numbering? "
@@ -86,7 +82,7 @@ def check_finds_mixed_words(attempt: Callable[[Callable[[Tensor, int], Tensor]],
         "lets the first sentence leak into the others: look at the other sentences, too",
     )
     for i, words in enumerate(mistakes):
-        assert attempt(lambda x, n, i=i: _mixed(x, n)[i]), f"your test misses a split that {words}"
+        assert attempt(partial(_nth, _mixed, i)), f"your test misses a split that {words}"
 
 
 @diagnostic("Exercise 6.2")
@@ -99,7 +95,7 @@ def check_multi_head_attention(attempt: Callable[..., Tensor]) -> None:
     w_query, w_key, w_value, w_output = maps
 
     one_key = expect_tensor(
-        _on_copies(attempt, query, key[:, :1], value[:, :1], *maps, 1),
+        on_copies(attempt, query, key[:, :1], value[:, :1], *maps, 1),
         (2, 3, 8),
         "3 queries, 1 key, 1 head",
     )
@@ -115,13 +111,13 @@ def check_multi_head_attention(attempt: Callable[..., Tensor]) -> None:
         "with one key the answer is value @ W_V @ W_O: suspect these two "
         "(and the softmax's axis: over the keys, one key has weight 1)"
     )
-    two_heads = _on_copies(attempt, query, key[:, :1], value[:, :1], *maps, 2)
+    two_heads = on_copies(attempt, query, key[:, :1], value[:, :1], *maps, 2)
     assert torch.allclose(two_heads, expected, atol=1e-5), (
         "with one key the number of heads cannot matter, but with 2 heads the output differs: "
         "suspect the joining of heads, or which columns belong to head i"
     )
 
-    one_head = _on_copies(attempt, query, key, value, *maps, 1)
+    one_head = on_copies(attempt, query, key, value, *maps, 1)
     expected = (
         F.scaled_dot_product_attention(query @ w_query, key @ w_key, value @ w_value) @ w_output
     )
@@ -149,12 +145,12 @@ def check_multi_head_attention(attempt: Callable[..., Tensor]) -> None:
         ]
         return torch.cat(heads, dim=-1) @ w_output
 
-    output = _on_copies(attempt, query, key, value, *maps, 2)
+    output = on_copies(attempt, query, key, value, *maps, 2)
     assert not torch.allclose(output, reference(2, scale=8**-0.5), atol=1e-5), (
         "the scores are divided by sqrt(d_model); each head has width d_k = d_model / num_heads"
     )
     for num_heads in (2, 4, 8):
-        output = _on_copies(attempt, query, key, value, *maps, num_heads)
+        output = on_copies(attempt, query, key, value, *maps, num_heads)
         assert torch.allclose(output, reference(num_heads), atol=1e-5), (
             f"one head is right, {num_heads} are not: suspect the split (is there a transpose between view and attention, "
             "and does head i own columns i * d_k and following?)"
@@ -166,7 +162,7 @@ def check_multi_head_attention(attempt: Callable[..., Tensor]) -> None:
         F.scaled_dot_product_attention(query @ q, memory @ k, memory @ v) for q, k, v in pieces
     ]
     output = expect_tensor(
-        _on_copies(attempt, query, memory, memory, *maps, 3), (3, 4, 12), "3 sentences, 3 heads"
+        on_copies(attempt, query, memory, memory, *maps, 3), (3, 4, 12), "3 sentences, 3 heads"
     )
     assert torch.allclose(output, torch.cat(heads, dim=-1) @ maps[3], atol=1e-4), (
         "d_model 8 is right, 12 with 3 heads is not: is a number written out that depends on the sizes?"
@@ -268,7 +264,7 @@ def check_without_head(attempt: Callable[[nn.Module, Tensor, int], Tensor]) -> N
 
     def run(attention: MultiHeadAttention, x: Tensor, head: int) -> Tensor:
         before, training = copy.deepcopy(attention.state_dict()), attention.training
-        answer = _on_copies(attempt, attention, x, head)
+        answer = on_copies(attempt, attention, x, head)
         what = f"the output without head {head} of {attention.num_heads}"
         output = expect_tensor(answer, tuple(x.shape), what)
         changed = [name for name, p in attention.state_dict().items() if not p.equal(before[name])]
@@ -296,7 +292,8 @@ def check_without_head(attempt: Callable[[nn.Module, Tensor, int], Tensor]) -> N
         maps = (attention.query_projection, attention.key_projection, attention.value_projection)
         with torch.no_grad():
             full = attention(x, x, x)
-            heads = scaled_dot_product_attention(*(attention.split_heads(each(x)) for each in maps))
+            q, k, v = (attention.split_heads(each(x)) for each in maps)
+            heads = scaled_dot_product_attention(q, k, v)
             blocks = attention.output_projection.weight.unflatten(1, (num_heads, width))
             written = torch.einsum(
                 "bhld,ohd->bhlo", heads, blocks

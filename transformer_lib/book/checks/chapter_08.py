@@ -2,25 +2,12 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from transformer_lib.book.checks import diagnostic, expect_tensor
-
-
-def _on_copies(attempt: Callable[..., Any], *arguments: Any) -> Any:
-    """What the attempt makes of copies; it should leave them as they are."""
-    copies = [x.clone() if isinstance(x, Tensor) else x for x in arguments]
-    answer = attempt(*copies)
-    for ours, theirs in zip(arguments, copies, strict=True):
-        assert not isinstance(ours, Tensor) or torch.equal(ours, theirs), (
-            "your function changes an argument in place: work on a new tensor, the caller still needs the old one"
-        )
-    return answer
+from transformer_lib.book.checks import LargestTensor, diagnostic, expect_tensor, on_copies
 
 
 @diagnostic("Exercise 8.1")
@@ -29,7 +16,7 @@ def check_sentence_vectors(attempt: Callable[[Tensor, Tensor, int], Tensor]) -> 
     column = torch.tensor([[10.0], [20.0], [40.0], [80.0]])  # (vocab_size 4, d_model 1)
 
     def run(tokens: Tensor, weight: Tensor, pad_id: int) -> Tensor:
-        answer = _on_copies(attempt, tokens, weight, pad_id)
+        answer = on_copies(attempt, tokens, weight, pad_id)
         shape = (tokens.size(0), weight.size(1))
         return expect_tensor(answer, shape, f"the vectors for a {tuple(tokens.shape)} batch")
 
@@ -75,25 +62,13 @@ def check_sentence_vectors(attempt: Callable[[Tensor, Tensor, int], Tensor]) -> 
     )
 
 
-class _LargestTensor(TorchDispatchMode):
-    """Notes how many numbers the largest tensor holds that is made."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            self.numbers = max(self.numbers, result.numel())
-        return result
-
-
 @diagnostic("Exercise 8.2")
 def check_embedding_gradient(attempt: Callable[[Tensor, Tensor, int], Tensor]) -> None:
     """Width 1 isolates which rows get what; then a repeated token, the factor, a batch; then what is forbidden."""
 
     def run(tokens: Tensor, upstream: Tensor, vocab_size: int) -> Tensor:
         shape = (vocab_size, upstream.size(-1))
-        answer = _on_copies(attempt, tokens, upstream, vocab_size)
+        answer = on_copies(attempt, tokens, upstream, vocab_size)
         return expect_tensor(answer, shape, f"the gradient for {vocab_size} tokens")
 
     once = run(torch.tensor([[1, 3]]), torch.ones(1, 2, 1), 5).flatten()
@@ -125,7 +100,7 @@ def check_embedding_gradient(attempt: Callable[[Tensor, Tensor, int], Tensor]) -
     assert gap < 1e-5, f"right for one row of tokens; a batch of two is off by {gap:.3g}"
 
     tokens, upstream = torch.randint(5000, (2, 7)), torch.randn(2, 7, 2)
-    with torch.inference_mode(), _LargestTensor() as watch:  # in which autograd does not work
+    with torch.inference_mode(), LargestTensor() as watch:  # type: ignore[no-untyped-call]  # in which autograd does not work
         try:
             attempt(tokens.clone(), upstream.clone(), 5000)
         except RuntimeError as error:
@@ -142,7 +117,7 @@ def check_memory(attempt: Callable[[Tensor, Tensor], tuple[Tensor, ...]]) -> Non
     """Check a memory: shapes, keys at right angles, keys that are near each other, then many."""
 
     def recall(key: Tensor, value: Tensor) -> Tensor:
-        answer = _on_copies(attempt, key, value)
+        answer = on_copies(attempt, key, value)
         assert isinstance(answer, tuple | list) and len(answer) == 4, (
             f"four tensors are asked for, w_1, b_1, w_2, b_2, not {type(answer).__name__}"
         )
