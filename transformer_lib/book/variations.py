@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from transformer_lib.attention import MultiHeadAttention
-from transformer_lib.embeddings import LearnedPositionalEncoding, TokenEmbedding
+from transformer_lib.convert import UnscaledEmbedding
+from transformer_lib.embeddings import LearnedPositionalEncoding
 from transformer_lib.evaluation import bleu, bootstrap_interval, chrf
 from transformer_lib.layers import DecoderLayer, EncoderLayer
 from transformer_lib.pairs import (
@@ -91,14 +92,6 @@ class NarrowKeys(MultiHeadAttention):
         """(batch, length, heads * width) -> (batch, heads, length, width), whatever the width."""
         split: Tensor = x.unflatten(-1, (self.num_heads, -1))
         return split.transpose(1, 2)
-
-
-class UnscaledEmbedding(TokenEmbedding):
-    """Embeddings as they stand in the matrix, without the factor sqrt(d_model)."""
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, length) -> (batch, length, d_model)."""
-        return super().forward(tokens) / math.sqrt(self.weight.size(1))
 
 
 def make_model(change: dict[str, Any], seed: int) -> Transformer:
