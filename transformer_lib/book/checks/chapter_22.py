@@ -84,7 +84,7 @@ def check_windows(attempt: Callable[[Tensor, int], tuple[Tensor, Tensor]]) -> No
 
 @diagnostic("Exercise 22.3")
 def check_discounting(
-    attempt: Callable[[Counter, dict[str, float], float], dict[str, float]],
+    attempt: Callable[[Counter[str], dict[str, float], float], dict[str, float]],
 ) -> None:
     """Check absolute discounting: an unseen history, the sum, an unseen character, then the values."""
     shorter = {"a": 0.5, "b": 0.2, "c": 0.2, "d": 0.1}
