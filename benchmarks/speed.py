@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from transformer_lib.attention import scaled_dot_product_attention
-from transformer_lib.evaluation import training_flops
+from transformer_lib.costs import training_flops
 from transformer_lib.pairs import Batch, encode_pairs, endless_batches, load_pairs
 from transformer_lib.tokenizer import train_tokenizer
 from transformer_lib.training import TrainingSettings, train

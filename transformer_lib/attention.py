@@ -13,6 +13,7 @@ from transformer_lib.door import check_attention, check_numbers, check_tokens
 from transformer_lib.similarity import masked_softmax, scaled_dot_similarity
 
 __all__ = [
+    "HeadMaps",
     "KeyValueCache",
     "MultiHeadAttention",
     "attention_weights",
@@ -90,38 +91,8 @@ def scaled_dot_product_attention(
     return F.scaled_dot_product_attention(query, key, value, allowed, dropout_p)
 
 
-class KeyValueCache:
-    """Keys and values that attentions have projected before: a stack's, found by attention.
-
-    If it grows (self-attention), those of new positions go behind the old ones; if not
-    (cross-attention), the memory's stay as they are.
-    """
-
-    def __init__(self, grows: bool = True) -> None:
-        self.grows = grows
-        self.length = 0  # positions read so far; whoever reads more of them says so
-        self.kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # (batch, heads, length, d_k) twice
-
-    def update(
-        self, attention: nn.Module, project: Callable[[], tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
-        """Keys and values of all positions; `project` makes those of the new ones."""
-        if attention not in self.kept:
-            self.kept[attention] = project()
-        elif self.grows:
-            pairs = zip(self.kept[attention], project(), strict=True)
-            key, value = (torch.cat(pair, dim=2) for pair in pairs)
-            self.kept[attention] = key, value
-        return self.kept[attention]
-
-    def select(self, rows: Tensor) -> None:
-        """Let row i go on with what row rows[i] has kept; rows are indices, shape (new batch,)."""
-        for attention, (key, value) in self.kept.items():
-            self.kept[attention] = key.index_select(0, rows), value.index_select(0, rows)
-
-
-class MultiHeadAttention(nn.Module):
-    """Several attentions side by side, each in its own subspace (paper, section 3.2.2).
+class HeadMaps(nn.Module):
+    """The four linear maps of multi-head attention, and the cut into heads.
 
     Args:
         d_model: width of the vectors coming in and going out.
@@ -155,6 +126,43 @@ class MultiHeadAttention(nn.Module):
     def split_heads(self, x: Tensor) -> Tensor:
         """(batch, length, heads * d_k) -> (batch, heads, length, d_k)."""
         return x.view(*x.shape[:-1], -1, self.d_k).transpose(1, 2)
+
+
+class KeyValueCache:
+    """Keys and values that attentions have projected before: a stack's, found by attention.
+
+    If it grows (self-attention), those of new positions go behind the old ones; if not
+    (cross-attention), the memory's stay as they are.
+    """
+
+    def __init__(self, grows: bool = True) -> None:
+        self.grows = grows
+        self.length = 0  # positions read so far; whoever reads more of them says so
+        self.kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # (batch, heads, length, d_k) twice
+
+    def update(
+        self, attention: nn.Module, project: Callable[[], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of all positions; `project` makes those of the new ones."""
+        if attention not in self.kept:
+            self.kept[attention] = project()
+        elif self.grows:
+            pairs = zip(self.kept[attention], project(), strict=True)
+            key, value = (torch.cat(pair, dim=2) for pair in pairs)
+            self.kept[attention] = key, value
+        return self.kept[attention]
+
+    def select(self, rows: Tensor) -> None:
+        """Let row i go on with what row rows[i] has kept; rows are indices, shape (new batch,)."""
+        for attention, (key, value) in self.kept.items():
+            self.kept[attention] = key.index_select(0, rows), value.index_select(0, rows)
+
+
+class MultiHeadAttention(HeadMaps):
+    """Several attentions side by side, each in its own subspace (paper, section 3.2.2).
+
+    The arguments are those of HeadMaps.
+    """
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool

@@ -1,10 +1,11 @@
 """Weights to and from other implementations: torch.nn.Transformer.
 
-Written from chapters 12, 22 of the book: edit the chapter, then `make sync`.
+Written from chapters 12, 22, 26 of the book: edit the chapter, then `make sync`.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,20 +13,27 @@ from torch import Tensor, nn
 
 from transformer_lib.attention import MultiHeadAttention
 from transformer_lib.door import check_same, describe_model
-from transformer_lib.embeddings import TokenEmbedding
+from transformer_lib.embeddings import SinusoidalPositionalEncoding, TokenEmbedding
 from transformer_lib.language_model import LanguageModel, LanguageModelConfig
 from transformer_lib.layers import FeedForward
 from transformer_lib.transformer import Transformer, TransformerConfig
 
 __all__ = [
+    "MARIAN_NAMES",
+    "MARIAN_SETTINGS",
     "GeluFeedForward",
+    "MarianEmbedding",
+    "MarianFeedForward",
+    "MarianPositionalEncoding",
     "UnscaledEmbedding",
     "attention_partners",
     "check_torch",
     "copy_weights",
     "from_gpt2",
+    "from_marian",
     "from_torch",
     "gpt2_partners",
+    "marian_name",
     "to_torch",
     "transformer_partners",
 ]
@@ -256,3 +264,132 @@ def from_gpt2(module: nn.Module) -> LanguageModel:
     model.to(theirs.transformer.wte.weight)  # its device and dtype
     copy_weights(gpt2_partners(model, theirs.transformer))
     return model
+
+
+class MarianFeedForward(FeedForward):
+    """The feed-forward network with the activation that a Marian model's config names.
+
+    ValueError for one that is not in ACTIVATIONS.
+    """
+
+    ACTIVATIONS: ClassVar = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "swish": F.silu}
+
+    def __init__(self, d_model: int, d_ff: int, activation: str = "swish") -> None:
+        super().__init__(d_model, d_ff)
+        if activation not in self.ACTIVATIONS:
+            raise ValueError(f"activation {activation!r} is none of {', '.join(self.ACTIVATIONS)}")
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d_model) -> (..., d_model)"""
+        hidden = self.ACTIVATIONS[self.activation](self.inner(x))  # (..., d_ff)
+        output: Tensor = self.outer(hidden)
+        return output
+
+
+class MarianPositionalEncoding(SinusoidalPositionalEncoding):
+    """Sinusoids in Marian's order: all sines, then all cosines."""
+
+    def __init__(self, d_model: int, max_length: int = 1024) -> None:
+        super().__init__(d_model, max_length)
+        self._sort()
+
+    def _sort(self) -> None:
+        self.table = torch.cat([self.table[:, 0::2], self.table[:, 1::2]], dim=1)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> nn.Module:
+        """Follow to() and the like, which make the table anew."""
+        super()._apply(fn, recurse)
+        self._sort()
+        return self
+
+
+class MarianEmbedding(TokenEmbedding):
+    """The shared matrix with a bias for the logits."""
+
+    bias: Tensor  # (vocab_size,)
+
+    def __init__(self, vocab_size: int, d_model: int) -> None:
+        super().__init__(vocab_size, d_model)
+        self.register_buffer("bias", torch.zeros(vocab_size))
+
+    def project(self, x: Tensor) -> Tensor:
+        """Logits: (..., d_model) -> (..., vocab_size)."""
+        return F.linear(x, self.weight, self.bias)
+
+
+MARIAN_NAMES = {  # ours -> theirs
+    "embedding.weight": "model.shared.weight",
+    "embedding.bias": "final_logits_bias",
+    "encoder.layers": "model.encoder.layers",
+    "decoder.layers": "model.decoder.layers",
+    "self_attention": "self_attn",
+    "cross_attention": "encoder_attn",
+    "query_projection": "q_proj",
+    "key_projection": "k_proj",
+    "value_projection": "v_proj",
+    "output_projection": "out_proj",
+    "feed_forward.inner": "fc1",
+    "feed_forward.outer": "fc2",
+    "residual_1.norm": "self_attn_layer_norm",
+    "residual_2.norm": "encoder_attn_layer_norm",  # in the decoder: an encoder's second is its last
+    "residual_3.norm": "final_layer_norm",
+}
+MARIAN_SETTINGS = {  # what a config must say, if it says anything
+    "scale_embedding": True,
+    "share_encoder_decoder_embeddings": True,
+    "static_position_embeddings": True,
+    "normalize_before": False,
+    "normalize_embedding": False,
+    "add_final_layer_norm": False,
+}
+
+
+def marian_name(name: str) -> str:
+    """What Marian calls a weight of ours: encoder.layers.0.feed_forward.inner.bias, for instance."""
+    if name.startswith("encoder"):
+        name = name.replace("residual_2", "residual_3")
+    for ours, theirs in MARIAN_NAMES.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def from_marian(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Transformer:
+    """Make a Transformer of a Marian model, its config.json and its weights by name.
+
+    It is in eval mode. Padding is never written: its logit is -10,000. For decoding give bos_id
+    config["pad_token_id"] and eos_id config["eos_token_id"]; a source ends in the latter.
+
+    Raises:
+        ValueError: if the config says what ours has not, or a weight is of another shape.
+        KeyError: if a weight is missing.
+    """
+    check_same("Marian", MARIAN_SETTINGS, {n: config.get(n, x) for n, x in MARIAN_SETTINGS.items()})
+    encoder, decoder = (
+        {n: config[f"{side}_{n}"] for n in ("attention_heads", "ffn_dim")}
+        for side in ("encoder", "decoder")
+    )
+    check_same("Marian's decoder, beside its encoder,", encoder, decoder)
+    model = Transformer(
+        c := TransformerConfig(
+            vocab_size=config["vocab_size"],
+            d_model=config["d_model"],
+            num_heads=config["encoder_attention_heads"],
+            d_ff=config["encoder_ffn_dim"],
+            num_encoder_layers=config["encoder_layers"],
+            num_decoder_layers=config["decoder_layers"],
+            dropout=config["dropout"],
+            attention_dropout=config["attention_dropout"],
+            max_length=config["max_position_embeddings"],
+            pad_id=config["pad_token_id"],
+        )
+    )
+    model.embedding = MarianEmbedding(c.vocab_size, c.d_model)
+    model.position = MarianPositionalEncoding(c.d_model, c.max_length)
+    for layer in [*model.encoder.layers, *model.decoder.layers]:
+        layer.feed_forward = MarianFeedForward(c.d_model, c.d_ff, config["activation_function"])
+    tensors = {name: weights[marian_name(name)] for name in model.state_dict()}
+    tensors["embedding.bias"] = tensors["embedding.bias"].flatten()  # theirs is (1, vocab_size)
+    copy_weights([(x, tensors[name]) for name, x in model.state_dict().items()])
+    model.embedding.bias[c.pad_id] = -10_000.0
+    return model.eval()

@@ -1,4 +1,4 @@
-"""Scores of translations, and the cost of training in FLOPs.
+"""Scores of translations.
 
 Written from chapter 17 of the book: edit the chapter, then `make sync`.
 """
@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from transformer_lib.door import check_numbers
-from transformer_lib.transformer import TransformerConfig
 
-__all__ = ["BleuScore", "bleu", "bootstrap_interval", "chrf", "tokenize_13a", "training_flops"]
+__all__ = ["BleuScore", "bleu", "bootstrap_interval", "chrf", "tokenize_13a"]
 
 
 _SYMBOL = re.compile(r"([!-&(-+/:-@\[-`{-~])")  # ASCII punctuation, but for ' , - .
@@ -213,39 +212,3 @@ def bootstrap_interval(
     tail = (1 - level) / 2
     lower, upper = torch.tensor(scores).quantile(torch.tensor([tail, 1 - tail])).tolist()
     return lower, upper
-
-
-def training_flops(
-    config: TransformerConfig,
-    sentences: int,
-    source_length: int,
-    target_length: int,
-    target_tokens: int | None = None,
-) -> int:
-    """Count the floating-point operations of one training step's matrix products, by formula.
-
-    A multiplication and the addition that follows are two. Backward costs twice the forward pass:
-    each product has two factors, and each wants a gradient. What is no matrix product (softmax,
-    norms, dropout, the optimizer) is left out.
-
-    Args:
-        config: sizes of the model.
-        sentences: rows of the batch.
-        source_length, target_length: its columns, padding included: it is computed, too.
-        target_tokens: real target tokens, which alone get logits; None means all.
-
-    Raises:
-        ValueError: if a size is below 1, or target_tokens are more than the batch can hold.
-    """
-    check_numbers(int, 1, sentences=sentences, source=source_length, target=target_length)
-    target = sentences * target_length  # positions
-    real = target if target_tokens is None else target_tokens
-    check_numbers(int, 1, target, target_tokens=real)
-    source = sentences * source_length  # positions
-    d, d_ff = config.d_model, config.d_ff
-    encoder = source * (4 * d * d + 2 * d * d_ff) + 2 * source * source_length * d
-    decoder = target * (4 * d * d + 2 * d * d_ff) + 2 * target * target_length * d
-    decoder += (target + source) * 2 * d * d + 2 * target * source_length * d  # cross-attention
-    forward = config.num_encoder_layers * encoder + config.num_decoder_layers * decoder
-    forward += real * config.vocab_size * d  # logits
-    return 3 * 2 * forward

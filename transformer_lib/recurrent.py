@@ -140,19 +140,8 @@ class RecurrentState(NamedTuple):
     weights: Tensor | None = None  # where the last step looked, (batch, source), if it did
 
 
-class RecurrentTranslator(nn.Module):
-    """A recurrent encoder-decoder, with or without additive attention.
-
-    The encoder is a GRU that reads both ways, the decoder a GRUCell (Bahdanau et al., 2015;
-    without attention, that of Cho et al., 2014). One matrix is embedding and map to logits.
-
-    Args:
-        config: the sizes.
-
-    Raises:
-        ValueError: in its methods, if a row of the source is not tokens and then padding, memory
-            and source do not belong together, or it is to align without attention.
-    """
+class _Reader(nn.Module):
+    """The parts of a RecurrentTranslator, and its encoder."""
 
     def __init__(self, config: RecurrentConfig) -> None:
         super().__init__()
@@ -181,6 +170,10 @@ class RecurrentTranslator(nn.Module):
             self.encoder(packed)[0], batch_first=True, total_length=source.size(1)
         )
         return memory  # (batch, source, d_model)
+
+
+class _Stepper(_Reader):
+    """The decoder of a RecurrentTranslator, one step at a time."""
 
     def begin(self, memory: Tensor, source: Tensor) -> RecurrentState:
         """The decoder's state before its first step, from what encode made of the source."""
@@ -218,6 +211,50 @@ class RecurrentTranslator(nn.Module):
         """Make the vectors that say what follows: three times (..., d_model) -> (..., d_model)."""
         return torch.tanh(self.readout(torch.cat([hidden, context, embedded], dim=-1)))
 
+
+class _Writer(_Stepper):
+    """What a RecurrentTranslator writes by itself."""
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Map vectors (..., d_model) to logits (..., vocab_size) with the embedding matrix."""
+        return self.embedding.project(hidden)
+
+    @torch.no_grad()
+    def greedy(
+        self, source: Tensor, max_new_tokens: int, bos_id: int = BOS_ID, eos_id: int = EOS_ID
+    ) -> list[list[int]]:
+        """Write the likeliest next token, again and again, until <eos>.
+
+        Ids (batch, source), padded on the right -> a list of ids a row, without <bos> and <eos>.
+        """
+        check_numbers(int, 1, max_new_tokens=max_new_tokens)
+        state = self.begin(self.encode(source), source)
+        columns = [source.new_full((len(source), 1), bos_id)]  # (batch, 1) each
+        ended = torch.zeros_like(columns[0], dtype=torch.bool)  # (batch, 1)
+        while len(columns) <= max_new_tokens and not ended.all():
+            word = self.embedding(columns[-1])[:, 0]  # (batch, d_model)
+            state = self.step(word, state)
+            told = self.tell(word, state.hidden, state.context)  # (batch, d_model)
+            columns.append(self.project(told).argmax(dim=-1, keepdim=True))
+            ended = ended | (columns[-1] == eos_id)
+        rows = torch.cat(columns[1:], dim=1).tolist()
+        return [row[: row.index(eos_id)] if eos_id in row else row for row in rows]
+
+
+class RecurrentTranslator(_Writer):
+    """A recurrent encoder-decoder, with or without additive attention.
+
+    The encoder is a GRU that reads both ways, the decoder a GRUCell (Bahdanau et al., 2015;
+    without attention, that of Cho et al., 2014). One matrix is embedding and map to logits.
+
+    Args:
+        config: the sizes.
+
+    Raises:
+        ValueError: in its methods, if a row of the source is not tokens and then padding, memory
+            and source do not belong together, or it is to align without attention.
+    """
+
     def decode(self, target: Tensor, memory: Tensor, source: Tensor) -> Tensor:
         """Say what follows each target token, as a vector.
 
@@ -228,10 +265,6 @@ class RecurrentTranslator(nn.Module):
         hidden = torch.stack([state.hidden for state in states], dim=1)  # (batch, target, d_model)
         context = torch.stack([state.context for state in states], dim=1)
         return self.tell(embedded, hidden, context)
-
-    def project(self, hidden: Tensor) -> Tensor:
-        """Map vectors (..., d_model) to logits (..., vocab_size) with the embedding matrix."""
-        return self.embedding.project(hidden)
 
     def forward(
         self,
@@ -257,24 +290,3 @@ class RecurrentTranslator(nn.Module):
         if not rows:
             raise ValueError(f"there is nothing to align: {self.config} has no attention")
         return torch.stack(rows, dim=1)  # (batch, target, source)
-
-    @torch.no_grad()
-    def greedy(
-        self, source: Tensor, max_new_tokens: int, bos_id: int = BOS_ID, eos_id: int = EOS_ID
-    ) -> list[list[int]]:
-        """Write the likeliest next token, again and again, until <eos>.
-
-        Ids (batch, source), padded on the right -> a list of ids a row, without <bos> and <eos>.
-        """
-        check_numbers(int, 1, max_new_tokens=max_new_tokens)
-        state = self.begin(self.encode(source), source)
-        columns = [source.new_full((len(source), 1), bos_id)]  # (batch, 1) each
-        ended = torch.zeros_like(columns[0], dtype=torch.bool)  # (batch, 1)
-        while len(columns) <= max_new_tokens and not ended.all():
-            word = self.embedding(columns[-1])[:, 0]  # (batch, d_model)
-            state = self.step(word, state)
-            told = self.tell(word, state.hidden, state.context)  # (batch, d_model)
-            columns.append(self.project(told).argmax(dim=-1, keepdim=True))
-            ended = ended | (columns[-1] == eos_id)
-        rows = torch.cat(columns[1:], dim=1).tolist()
-        return [row[: row.index(eos_id)] if eos_id in row else row for row in rows]

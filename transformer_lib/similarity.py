@@ -18,6 +18,18 @@ __all__ = [
 ]
 
 
+def weighted_lookup(
+    scores: Tensor, value: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Average the values, each with the weight that a softmax gives to its key's score.
+
+    Scores (..., queries, keys), values (..., keys, d_v), a mask as in masked_softmax -> the output
+    (..., queries, d_v), and the weights (..., queries, keys).
+    """
+    weights = masked_softmax(scores, mask)  # (..., queries, keys)
+    return weights @ value, weights
+
+
 def masked_softmax(scores: Tensor, mask: Tensor | None = None) -> Tensor:
     """Turn scores (..., queries, keys) into weights over the keys: positive, and 1 in sum.
 
@@ -35,18 +47,6 @@ def masked_softmax(scores: Tensor, mask: Tensor | None = None) -> Tensor:
     # A softmax over nothing is NaN: open such a row, and wipe it afterwards.
     weights = scores.masked_fill(~mask & has_key, -math.inf).softmax(dim=-1)
     return weights.masked_fill(~has_key, 0.0)  # (..., queries, keys)
-
-
-def weighted_lookup(
-    scores: Tensor, value: Tensor, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Average the values, each with the weight that a softmax gives to its key's score.
-
-    Scores (..., queries, keys), values (..., keys, d_v), a mask as in masked_softmax -> the output
-    (..., queries, d_v), and the weights (..., queries, keys).
-    """
-    weights = masked_softmax(scores, mask)  # (..., queries, keys)
-    return weights @ value, weights
 
 
 def dot_similarity(query: Tensor, key: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from tools.clocks import clock_fed
 from tools.notebooks import SETUP, repository_url, time_line
 
 CHAPTERS = chapters()
-OLD = range(18)  # these were written before a chapter had to fit one sitting
+OLD = set(range(18)) - {0, 2, 3, 6, 8}  # these were written before a chapter had to fit one sitting
 LAST_SECTIONS = ["What goes wrong", "Exercises", "Quiz", "Summary", "The map"]
 MYST = re.compile(r"^\s*(`{3,}|:{3,})\{|\{[a-z:-]+\}`|^\([\w-]+\)=\s*$|^\+\+\+", re.MULTILINE)
 OTHER_PLACES = re.compile(
@@ -130,6 +130,10 @@ def test_setup_and_parameters_come_first(chapter: Chapter) -> None:
 @each_chapter
 def test_the_sections_are_there_in_order(chapter: Chapter) -> None:
     headings = list(chapter.sections)
+    if "Going deeper" in headings:  # it may be skipped, and stands behind the body
+        after = headings.index("Going deeper")
+        assert headings[after - 1 : after + 2] == ["What goes wrong", "Going deeper", "Exercises"]
+        del headings[after]
     assert headings[-5:] == LAST_SECTIONS, f"the chapter ends with {headings[-5:]}"
     assert len(headings) >= (6 if chapter.number == 0 else 8), f"only {headings}"
 

@@ -10,11 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from transformer_lib.book.checks import diagnostic, expect_tensor
-from transformer_lib.book.checks.chapter_00 import (
-    check_centered_rows,
-    check_predicted_shape,
-    check_tolerance,
-)
+from transformer_lib.book.checks.chapter_00 import check_looked_at, check_sentences_needed
 from transformer_lib.door import check_numbers
 
 
@@ -168,65 +164,102 @@ def test_expect_tensor_returns_the_tensor() -> None:
     assert expect_tensor(scores, (2, 3), "scores") is scores
 
 
-# --- the exercises of chapter 0: what readers get wrong is refused, and said
+# --- the exercises of chapter 0: what is right passes by any way, what readers get wrong is refused, and said
 
 
-def centered_unless_square(x: Tensor) -> Tensor:
-    """What goes wrong in chapter 0: the means of a square matrix are taken for a row."""
-    means = x.mean(dim=-1, keepdim=True)
-    return x - (means.mT if x.size(0) == x.size(1) else means)
+def looked_at_by_loops(weights: Tensor) -> Tensor:
+    best = []
+    for query in range(weights.size(1)):
+        means = [float(weights[:, query, key].mean()) for key in range(weights.size(2))]
+        best.append(means.index(max(means)))
+    return torch.tensor(best)
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        lambda weights: weights.mean(dim=0).argmax(dim=-1),
+        lambda weights: weights.sum(dim=-3).max(dim=-1).indices,
+        lambda weights: torch.einsum("hqk->qk", weights).topk(1, dim=-1).indices[:, 0],
+        looked_at_by_loops,
+    ],
+)
+def test_right_looks(right: Callable[[Tensor], Tensor], capsys: pytest.CaptureFixture[str]) -> None:
+    check_looked_at(right)
+    assert capsys.readouterr().out == "Exercise 0.1: every check passed.\n"
+
+
+def looked_at_in_place(weights: Tensor) -> Tensor:
+    for head in weights[1:]:
+        weights[0] += head
+    return weights[0].argmax(dim=-1)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda x: x - x.mean(), "own mean"),
-        (lambda x: x - x.mean(dim=0), r"become"),
-        (lambda x: x - x.mean(dim=0, keepdim=True), r"become"),
-        (lambda x: x - x.mean(dim=-1), "keepdim=True"),
-        (lambda x: x - x.mean(dim=-1) if len(x) == 1 else x, "own mean"),
-        (centered_unless_square, "keepdim=True"),
-        (lambda x: x.mean(dim=-1, keepdim=True), r"shape \(1, 3\), not \(1, 1\)"),
+        (lambda weights: weights.argmax(dim=-1).float().mean(dim=0), "whole number"),
+        (lambda weights: weights.mean(dim=0).amax(dim=-1), "whole number"),
+        (lambda weights: weights.argmax(dim=-1).mode(dim=0).values, "no vote"),
+        (lambda weights: weights.amax(dim=0).argmax(dim=-1), "not the largest weight of any"),
+        (lambda weights: weights[-1].argmax(dim=-1), "not of one alone"),
+        (lambda weights: weights[0].argmax(dim=-1), "no vote"),
+        (lambda weights: weights.mean(dim=0).argmax(dim=0), r"shape \(2,\), not \(3,\)"),
+        (lambda weights: weights.mean(dim=1).argmax(dim=-1), r"shape \(2,\), not \(1,\)"),
+        (lambda weights: weights.mean(dim=-1).argmax(dim=0), "along keys"),
+        (lambda weights: weights.mean(dim=0).argmin(dim=-1), "along keys"),
+        (lambda weights: weights.argmax(dim=-1), r"shape \(2,\), not \(1, 2\)"),
+        (lambda weights: weights.mean(dim=0).argmax(dim=-1).tolist(), "not list"),
+        (looked_at_in_place, "changes the weights"),
+        (lambda weights: weights.mean(dim=3).argmax(dim=-1), "raised IndexError"),
     ],
 )
-def test_rows_centered_wrongly(wrong: Callable[[Tensor], Tensor], message: str) -> None:
+def test_wrong_looks(wrong: Callable[[Tensor], Any], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
-        check_centered_rows(wrong)
+        check_looked_at(wrong)
 
 
-@pytest.mark.parametrize("standard_errors", [4, 5, 6])
-def test_tolerances_that_hold(standard_errors: int, capsys: pytest.CaptureFixture[str]) -> None:
-    check_tolerance(lambda throws: standard_errors * math.sqrt(35 / 12 / throws))
+def sentences_by_trying(mean: float, deviation: float) -> int:
+    count = 1
+    while mean < 5 * deviation / math.sqrt(count):
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        lambda mean, deviation: math.ceil((5 * deviation / mean) ** 2),
+        lambda mean, deviation: max(1, -int(-25 * deviation**2 / mean**2 // 1)),
+        sentences_by_trying,
+    ],
+)
+def test_right_counts(
+    right: Callable[[float, float], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_sentences_needed(right)
     assert capsys.readouterr().out == "Exercise 0.2: every check passed.\n"
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda throws: 0.5, "too generous"),
-        (lambda throws: 7 * math.sqrt(35 / 12 / throws), "too generous"),
-        (lambda throws: 10 / math.sqrt(throws) * 1.7, "too generous"),
-        (lambda throws: math.sqrt(35 / 12 / throws), "too strict"),
-        (lambda throws: 0.08, "halve"),
-        (lambda throws: 800 / throws, "halve"),
-        (lambda throws: torch.tensor(0.08), "one float, not Tensor"),
+        (lambda mean, deviation: math.ceil(5 * deviation / mean), "square it"),
+        (lambda mean, deviation: (5 * deviation / mean) ** 2, "an int"),
+        (lambda mean, deviation: int((5 * deviation / mean) ** 2), "rounded up|at least one"),
+        (lambda mean, deviation: max(1, round((5 * deviation / mean) ** 2)), "rounded up"),
+        (lambda mean, deviation: int((5 * deviation / mean) ** 2) + 1, "exactly five"),
+        (lambda mean, deviation: math.ceil((deviation / mean) ** 2), "takes 4 sentences"),
+        (lambda mean, deviation: math.ceil((5 * mean / deviation) ** 2), "takes 4 sentences"),
+        (lambda mean, deviation: math.ceil(25 * deviation / mean**2), "takes 4 sentences"),
+        (
+            lambda mean, deviation: 2 * math.ceil((5 * deviation / mean) ** 2) - 4,
+            "too|at least one",
+        ),
+        (lambda mean, deviation: 4, "rounded up"),
+        (lambda mean, deviation: None, "returned None"),
     ],
 )
-def test_tolerances_that_do_not_hold(wrong: Callable[[int], float], message: str) -> None:
+def test_wrong_counts(wrong: Callable[[float, float], Any], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
-        check_tolerance(wrong)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ((5, 7), "four dimensions"),
-        ((2, 3, 8, 8), "d_k = 8"),
-        ((2, 3, 5, 8), "d_k = 8"),
-        ((2, 3, 7, 5), "one row for each query"),
-        ((3, 2, 5, 7), "batch and heads"),
-    ],
-)
-def test_shapes_predicted_wrongly(wrong: tuple[int, ...], message: str) -> None:
-    with pytest.raises(AssertionError, match=message):
-        check_predicted_shape(lambda: wrong)
+        check_sentences_needed(wrong)

@@ -223,8 +223,52 @@ def test_the_weights_in_the_drawing_are_the_softmax_of_its_scores() -> None:
 # --- the checks of the exercises
 
 
-def length_mask(lengths: Tensor, longest: int) -> Tensor:
-    return torch.arange(longest) < lengths[:, None, None]
+def declining(scores: Tensor, value: Tensor) -> Tensor:
+    return F.pad(scores, (0, 1)).softmax(dim=-1)[..., :-1] @ value
+
+
+def declining_by_hand(scores: Tensor, value: Tensor) -> Tensor:
+    largest = scores.amax(dim=-1, keepdim=True).clamp(min=0)
+    exponentials = (scores - largest).exp()
+    return exponentials / (exponentials.sum(dim=-1, keepdim=True) + (-largest).exp()) @ value
+
+
+def declining_with_a_key(scores: Tensor, value: Tensor) -> Tensor:
+    scores = torch.cat([torch.zeros_like(scores[..., :1]), scores], dim=-1)
+    value = torch.cat([torch.zeros_like(value[..., :1, :]), value], dim=-2)
+    return weighted_lookup(scores, value)[0]
+
+
+def declining_naive(scores: Tensor, value: Tensor) -> Tensor:
+    exponentials = scores.exp()
+    return exponentials / (1 + exponentials.sum(dim=-1, keepdim=True)) @ value
+
+
+def declining_shifted(scores: Tensor, value: Tensor) -> Tensor:
+    exponentials = (scores - scores.amax(dim=-1, keepdim=True)).exp()
+    return exponentials / (1 + exponentials.sum(dim=-1, keepdim=True)) @ value
+
+
+def declining_below_zero(scores: Tensor, value: Tensor) -> Tensor:
+    largest = scores.amax(dim=-1, keepdim=True)  # not clamped: e^(-largest) may be infinite
+    exponentials = (scores - largest).exp()
+    weights = exponentials / (exponentials.sum(dim=-1, keepdim=True) + (-largest).exp())
+    return weights @ value
+
+
+def declining_by_sigmoid(scores: Tensor, value: Tensor) -> Tensor:
+    return scores.softmax(dim=-1) * scores.logsumexp(dim=-1, keepdim=True).sigmoid() @ value
+
+
+def declining_over_queries(scores: Tensor, value: Tensor) -> Tensor:
+    exponentials = scores.exp()
+    return exponentials / (1 + exponentials.sum(dim=-2, keepdim=True)) @ value
+
+
+def declining_in_place(scores: Tensor, value: Tensor) -> Tensor:
+    largest = scores.amax(dim=-1, keepdim=True).clamp(min=0)
+    scores -= largest
+    return scores.exp() / (scores.exp().sum(dim=-1, keepdim=True) + (-largest).exp()) @ value
 
 
 def temperature(scores: Tensor, share: float) -> float:
@@ -236,17 +280,103 @@ def temperature(scores: Tensor, share: float) -> float:
     return middle
 
 
+def temperature_by_newton_like_steps(scores: Tensor, share: float) -> Tensor:
+    gaps = scores.max() - scores.double()  # on the inverse temperature, whose share only grows
+    inverse, step = torch.tensor(0.0).double(), 1e6
+    for _ in range(60):
+        if 1 / (-gaps * (inverse + step)).exp().sum() < share:
+            inverse = inverse + step
+        step /= 2
+    return 1 / inverse
+
+
+def temperature_by_scan(scores: Tensor, share: float) -> float:
+    grid = torch.logspace(-6, 6, 6001, dtype=torch.float64)
+    best = (scores / grid[:, None]).softmax(dim=-1).amax(dim=-1)
+    return grid[(best - share).abs().argmin()].item()
+
+
 def temperature_by_naive_exp(scores: Tensor, share: float) -> float:
     def best(t: float) -> float:
         exponentials = (scores / t).exp()
         return (exponentials / exponentials.sum()).max().item()
 
-    return max((t for t in torch.logspace(-3, 2, 5000).tolist() if best(t) > share), default=1e-3)
+    sharp = (t for t in torch.logspace(-6, 6, 6000).tolist() if best(t) > share)
+    return max(sharp, default=1e-3)
 
 
-def additive(query: Tensor, key: Tensor, w_query: Tensor, w_key: Tensor, v: Tensor) -> Tensor:
-    added = (query @ w_query).unsqueeze(-2) + (key @ w_key).unsqueeze(-3)
-    return added.tanh() @ v
+def temperature_of_the_first_two(scores: Tensor, share: float) -> float:
+    best, second = scores.topk(2).values.tolist()
+    return (best - second) / math.log(share / (1 - share)) if share > 0.5 else 0.1
+
+
+def temperature_in_place(scores: Tensor, share: float) -> float:
+    scores -= scores.max().clone()
+    return temperature(scores, share)
+
+
+def temperature_of_key_0(scores: Tensor, share: float) -> float:
+    cold, hot = 1e-6, 1e6
+    for _ in range(100):
+        middle = (cold * hot) ** 0.5
+        sharp = (scores / middle).softmax(dim=-1)[0] > share
+        cold, hot = (middle, hot) if sharp else (cold, middle)
+    return middle
+
+
+def nearest(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    half_square = key.square().sum(dim=-1, keepdim=True) / 2
+    return F.pad(query, (0, 1), value=1.0), torch.cat([key, -half_square], dim=-1)
+
+
+def nearest_by_both_squares(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    of_query = (query * query).sum(dim=-1, keepdim=True)
+    of_key = (key * key).sum(dim=-1, keepdim=True)
+    one_q, one_k = torch.ones_like(of_query), torch.ones_like(of_key)
+    return (
+        torch.cat([query, -of_query / 2, one_q], dim=-1),
+        torch.cat([key, one_k, -of_key / 2], dim=-1),
+    )
+
+
+def nearest_square_by_square(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    return (
+        torch.cat([2 * query, torch.full_like(query, -0.5)], dim=-1),
+        torch.cat([key / 2, key**2], dim=-1),
+    )
+
+
+def nearest_with(
+    extra: Callable[[Tensor], Tensor], scale: float = 1.0
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """A solution with another last feature of the key."""
+
+    def attempt(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        return F.pad(scale * query, (0, 1), value=1.0), torch.cat([key, extra(key)], dim=-1)
+
+    return attempt
+
+
+def square(key: Tensor) -> Tensor:
+    return key.square().sum(dim=-1, keepdim=True)
+
+
+def nearest_for_one_batch(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    half_square = key.square().sum(dim=1, keepdim=True) / 2
+    if key.dim() > 2:
+        half_square = half_square.mean(dim=-1, keepdim=True).expand(*key.shape[:-1], 1)
+    return F.pad(query, (0, 1), value=1.0), torch.cat([key, -half_square], dim=-1)
+
+
+def nearest_of_the_mean(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    middle = key.mean(dim=-2, keepdim=True)  # distances do not change with the origin
+    return nearest(query - middle, key - middle)
+
+
+def nearest_in_place(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    new = nearest(query, key)
+    key.neg_()
+    return new
 
 
 Pairs = Iterator[tuple[float, Tensor]]
@@ -262,8 +392,46 @@ def one_pass(pairs: Pairs) -> Tensor:
     return weighted / total
 
 
+def one_pass_by_the_running_mean(pairs: Pairs) -> Tensor:
+    """Keeps log(sum of exponentials) and the answer so far."""
+    log_sum, answer = -math.inf, torch.tensor(0.0)
+    for score, value in pairs:
+        new = torch.logaddexp(torch.tensor(log_sum).double(), torch.tensor(score).double()).item()
+        answer = answer + (value - answer) * math.exp(score - new)
+        log_sum = new
+    return answer
+
+
+def one_pass_with_branches(pairs: Pairs) -> Tensor:
+    largest: float | None = None
+    for score, value in pairs:
+        if largest is None:
+            largest, total, weighted = score, 1.0, value.clone()
+        elif score > largest:
+            repair = math.exp(largest - score)
+            total, weighted = total * repair + 1, weighted * repair + value
+            largest = score
+        else:
+            total += math.exp(score - largest)
+            weighted += math.exp(score - largest) * value
+    return weighted / total
+
+
+def one_pass_from(start: float) -> Callable[[Pairs], Tensor]:
+    def attempt(pairs: Pairs) -> Tensor:
+        largest, total, weighted = start, 0.0, 0.0
+        for score, value in pairs:
+            new = max(largest, score)
+            repair, weight = math.exp(largest - new), math.exp(score - new)
+            total, weighted = repair * total + weight, repair * weighted + weight * value
+            largest = new
+        return weighted / total
+
+    return attempt
+
+
 def one_pass_without_largest(pairs: Pairs) -> Tensor:
-    total, weighted = 0.0, torch.zeros(2)
+    total, weighted = 0.0, 0.0
     for score, value in pairs:
         total, weighted = total + math.exp(score), weighted + math.exp(score) * value
     return weighted / total
@@ -290,11 +458,11 @@ def one_pass_half_repaired(pairs: Pairs) -> Tensor:
 
 
 def one_pass_from_minus_infinity(pairs: Pairs) -> Tensor:
-    largest, total, weighted = -math.inf, 0.0, torch.zeros(2)
+    largest, total, weighted = torch.tensor(-math.inf), 0.0, 0.0
     for score, value in pairs:
-        repair = torch.tensor(largest - max(largest, largest)).exp().item()
-        largest = max(largest, score)
-        weight = math.exp(score - largest)
+        repair = (largest - largest.clamp(min=largest.item())).exp().item()
+        largest = largest.clamp(min=score)
+        weight = (score - largest).exp().item()
         total, weighted = repair * total + weight, repair * weighted + weight * value
     return weighted / total
 
@@ -307,94 +475,120 @@ def one_pass_mean(pairs: Pairs) -> Tensor:
     return torch.stack([value for _, value in pairs]).mean(dim=0)
 
 
-RIGHT: dict[Callable[..., None], Callable[..., Any]] = {
-    chapter_02.check_length_mask: length_mask,
-    chapter_02.check_temperature: temperature,
-    chapter_02.check_additive_similarity: additive,
-    chapter_02.check_one_pass_lookup: one_pass,
-}
+def one_pass_by_lists(pairs: Pairs) -> Tensor:
+    scores, values = zip(*pairs, strict=True)
+    return torch.tensor(scores).softmax(dim=0) @ torch.stack(values)
+
+
+def one_pass_by_growing_tensors(pairs: Pairs) -> Tensor:
+    score, value = next(pairs)
+    scores, values = torch.tensor([score]), value[None].clone()
+    for score, value in pairs:
+        scores = torch.cat([scores, torch.tensor([score])])
+        values = torch.cat([values, value[None]])
+    return scores.softmax(dim=0) @ values
+
+
+def one_pass_in_place(pairs: Pairs) -> Tensor:
+    largest, weighted = next(pairs)  # the caller's own tensor
+    total = 1.0
+    for score, value in pairs:
+        new = max(largest, score)
+        weighted *= math.exp(largest - new)
+        weighted += math.exp(score - new) * value
+        total, largest = total * math.exp(largest - new) + math.exp(score - new), new
+    return weighted / total
+
+
+RIGHT: list[tuple[Callable[..., None], Callable[..., Any]]] = [
+    (chapter_02.check_declining_lookup, declining),
+    (chapter_02.check_declining_lookup, declining_by_hand),
+    (chapter_02.check_declining_lookup, declining_with_a_key),
+    (chapter_02.check_temperature, temperature),
+    (chapter_02.check_temperature, temperature_by_newton_like_steps),
+    (chapter_02.check_temperature, temperature_by_scan),
+    (chapter_02.check_nearest, nearest),
+    (chapter_02.check_nearest, nearest_by_both_squares),
+    (chapter_02.check_nearest, nearest_square_by_square),
+    (chapter_02.check_one_pass_lookup, one_pass),
+    (chapter_02.check_one_pass_lookup, one_pass_by_the_running_mean),
+    (chapter_02.check_one_pass_lookup, one_pass_with_branches),
+]
 WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
-    (chapter_02.check_length_mask, lambda n, m: torch.arange(m) < n[:, None], "axis of length 1"),
-    (chapter_02.check_length_mask, lambda n, m: length_mask(n, m).mT, "should have shape"),
-    (chapter_02.check_length_mask, lambda n, m: length_mask(n, m).float(), "should be boolean"),
-    (chapter_02.check_length_mask, lambda n, m: ~length_mask(n, m), "upside down"),
-    (chapter_02.check_length_mask, lambda n, m: length_mask(n + 1, m), "one word too many"),
-    (chapter_02.check_length_mask, lambda n, m: length_mask(n - 1, m), "one word too few"),
-    (chapter_02.check_length_mask, lambda n, m: length_mask(n.clamp(min=1), m), "empty sentence"),
+    (chapter_02.check_declining_lookup, lambda s, v: s.softmax(-1) @ v, "1 in the denominator"),
+    (chapter_02.check_declining_lookup, lambda s, v: s.softmax(-1) @ v / 2, "after the division"),
+    (chapter_02.check_declining_lookup, lambda s, v: s.sigmoid() @ v, "three queries, four keys"),
+    (chapter_02.check_declining_lookup, declining_naive, "1000 overflow"),
+    (chapter_02.check_declining_lookup, declining_shifted, "no longer 1"),
+    (chapter_02.check_declining_lookup, declining_over_queries, "over the queries"),
+    (chapter_02.check_declining_lookup, declining_below_zero, "forbidden keys only gets NaN"),
+    (chapter_02.check_declining_lookup, declining_by_sigmoid, "forbidden keys only gets NaN"),
+    (chapter_02.check_declining_lookup, declining_in_place, "in place"),
+    (chapter_02.check_declining_lookup, lambda s, v: declining(s, v)[0], "should have shape"),
+    (
+        chapter_02.check_declining_lookup,
+        lambda s, v: s.exp() / (1 + s.exp().sum()) @ v,
+        "denominator of its own",
+    ),
+    (
+        chapter_02.check_declining_lookup,
+        lambda s, v: declining(s, v) if s.dim() == 2 else declining(s.mT.mT.flip(0), v),
+        "leading dimensions",
+    ),
     (chapter_02.check_temperature, lambda s, p: 1 / temperature(s, p), "one over the temperature"),
     (chapter_02.check_temperature, lambda s, p: 0.0, "positive number, got 0"),
     (chapter_02.check_temperature, lambda s, p: 0.5, "yours is 0.500"),
-    (chapter_02.check_temperature, lambda s, p: 1 / math.log(99), "ten times as high"),
+    (chapter_02.check_temperature, lambda s, p: 1 / math.log(99), "reach that far"),
     (chapter_02.check_temperature, lambda s, p: min(temperature(s, p), 1.0), "reach that far"),
+    (chapter_02.check_temperature, lambda s, p: max(temperature(s, p), 0.01), "reach that far"),
     (chapter_02.check_temperature, temperature_by_naive_exp, "subtract the largest"),
+    (chapter_02.check_temperature, temperature_of_key_0, "look for it"),
+    (chapter_02.check_temperature, temperature_of_the_first_two, "do all the keys count"),
+    (chapter_02.check_temperature, lambda s, p: temperature(s, 0.99), "use the share"),
+    (chapter_02.check_temperature, temperature_in_place, "in place"),
+    (chapter_02.check_nearest, lambda q, k: (q, k), "q.k alone"),
+    (chapter_02.check_nearest, nearest_with(lambda k: square(k) / 2), "mind the sign"),
+    (chapter_02.check_nearest, nearest_with(lambda k: -square(k)), "twice too large"),
+    (chapter_02.check_nearest, nearest_with(lambda k: -square(k), 2.0), "without the half"),
+    (chapter_02.check_nearest, nearest_with(lambda k: -square(k) / 2, 0.5), "half of what"),
+    (chapter_02.check_nearest, nearest_with(lambda k: -square(k).sqrt() / 2), "not squared"),
+    (chapter_02.check_nearest, nearest_with(lambda k: square(k) / 2, -1.0), "upside down"),
+    (chapter_02.check_nearest, lambda q, k: (q, nearest(q, k)[1]), "one width"),
+    (chapter_02.check_nearest, lambda q, k: torch.cdist(q, k), "return two tensors"),
     (
-        chapter_02.check_temperature,
-        lambda s, p: (
-            (s.topk(2).values[0] - s.topk(2).values[1]).item() / math.log(p / (1 - p) or 1)
-            if p > 0.5
-            else 0.1
-        ),
-        "do all the keys count",
-    ),
-    (chapter_02.check_temperature, lambda s, p: temperature(s, 0.99), "does the share"),
-    (chapter_02.check_additive_similarity, lambda *a: additive(*a).mT, "transposed"),
-    (
-        chapter_02.check_additive_similarity,
-        lambda q, k, a, b, v: ((q @ a)[:, None] + (k @ b)[None]).tanh(),
-        "still a vector",
-    ),
-    (
-        chapter_02.check_additive_similarity,
-        lambda q, k, a, b, v: ((q @ a)[:, None] + (k @ b)[None]) @ v,
-        "tanh is missing: without it",
+        chapter_02.check_nearest,
+        lambda q, k: (F.pad(q, (0, 1), value=1.0), F.pad(k, (0, 1), value=-k.square().sum() / 2)),
+        "q.k alone",
     ),
     (
-        chapter_02.check_additive_similarity,
-        lambda q, k, a, b, v: ((q @ a)[:, None] + (k @ b)[None]).sum(dim=-1),
-        "and so is v",
+        chapter_02.check_nearest,
+        lambda q, k: (torch.eye(len(q)), -torch.cdist(q, k).square().T / 2),
+        "made of its own",
     ),
-    (
-        chapter_02.check_additive_similarity,
-        lambda q, k, a, b, v: ((q @ a)[:, None] + (k @ b)[None]).tanh().sum(dim=-1),
-        "v is missing",
-    ),
-    (
-        chapter_02.check_additive_similarity,
-        lambda q, k, a, b, v: (((q @ a)[:, None] + (k @ b)[None]) @ v).tanh(),
-        "stands outside",
-    ),
-    (
-        chapter_02.check_additive_similarity,
-        lambda q, k, a, b, v: ((q @ a).tanh()[:, None] + (k @ b).tanh()[None]) @ v,
-        "before the sum",
-    ),
-    (
-        chapter_02.check_additive_similarity,
-        lambda q, k, a, b, v: additive(q, k, a, -b, v),
-        "the maps",
-    ),
-    (
-        chapter_02.check_additive_similarity,
-        lambda q, k, a, b, v: (
-            ((q @ a)[:, None] + (k @ b)[None]).tanh() @ v if q.dim() == 2 else torch.zeros(7, 3, 5)
-        ),
-        "a batch is off",
-    ),
+    (chapter_02.check_nearest, nearest_of_the_mean, "of its own query only"),
+    (chapter_02.check_nearest, nearest_for_one_batch, "leading dimensions"),
+    (chapter_02.check_nearest, nearest_in_place, "in place"),
     (chapter_02.check_one_pass_lookup, one_pass_sum, "its value must come out"),
     (chapter_02.check_one_pass_lookup, one_pass_mean, "falling scores are off"),
-    (chapter_02.check_one_pass_lookup, one_pass_without_largest, "an exponential overflows"),
+    (chapter_02.check_one_pass_lookup, one_pass_without_largest, "largest score"),
     (chapter_02.check_one_pass_lookup, one_pass_without_repair, "rising ones are off"),
     (chapter_02.check_one_pass_lookup, one_pass_half_repaired, "rising ones are off"),
     (chapter_02.check_one_pass_lookup, one_pass_from_minus_infinity, "mind the start"),
+    (chapter_02.check_one_pass_lookup, one_pass_from(0.0), "start at 0"),
+    (chapter_02.check_one_pass_lookup, one_pass_from(-1e3), "not low enough"),
+    (chapter_02.check_one_pass_lookup, one_pass_by_lists, "keeps the pairs"),
+    (chapter_02.check_one_pass_lookup, one_pass_by_growing_tensors, "growing tensor"),
+    (chapter_02.check_one_pass_lookup, one_pass_in_place, "in place"),
     (chapter_02.check_one_pass_lookup, lambda pairs: one_pass(pairs) * 2, "one pair its value"),
+    (chapter_02.check_one_pass_lookup, lambda pairs: pairs[0], "raised TypeError"),
 ]
 
 
-@pytest.mark.parametrize("check", RIGHT, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(("check", "attempt"), RIGHT, ids=[r[1].__name__ for r in RIGHT])
 def test_a_right_solution_passes(
-    check: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    check: Callable[..., None], attempt: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check(RIGHT[check])
+    check(attempt)
     assert capsys.readouterr().out.endswith(": every check passed.\n")
 
 

@@ -1,5 +1,6 @@
 """Chapter 3: the recurrent translator's behavior, what it refuses and what ships, and what the checks catch."""
 
+import itertools
 import json
 import math
 import re
@@ -250,24 +251,59 @@ def test_the_shipped_weights_are_small_and_fit() -> None:
     assert notes["bleu"] > 10
 
 
-# --- the exercises' checks
+# --- the exercises' checks: right by any way passes, what readers get wrong is refused, and said
 
 
 def look(state: Any, memory: Any, w_query: Any, w_key: Any, v: Any, real: Any, mistake: str) -> Any:
     mixed = (state @ w_query.T)[:, None] + memory @ w_key.T
     scores = (mixed if mistake == "no tanh" else mixed.tanh()) @ v
+    if mistake == "scale":
+        scores = scores / len(v) ** 0.5
+    if mistake == "no query":
+        scores = (memory @ w_key.T).tanh() @ v
+    forbidden = {"minus 100": -100.0, "zero": 0.0}.get(mistake, -math.inf)
     if mistake == "axis":
         weights = scores.softmax(dim=0)
     elif mistake == "after":
         weights = scores.softmax(dim=-1) * real
+    elif mistake == "one mask":
+        weights = scores.masked_fill(~real.all(dim=0), -math.inf).softmax(dim=-1)
+    elif mistake == "in place":
+        real |= real.new_ones(())
+        weights = scores.masked_fill(~real, -math.inf).softmax(dim=-1)
+    elif mistake == "upside down":
+        weights = scores.masked_fill(real, -1e9).softmax(dim=-1)
     else:
-        mask = {"none": torch.ones_like(real), "upside down": ~real}.get(mistake, real)
-        if mistake == "upside down" and real.all():
-            mask = real
-        weights = scores.masked_fill(~mask, -math.inf).softmax(dim=-1)
+        mask = torch.ones_like(real) if mistake == "none" else real
+        weights = scores.masked_fill(~mask, forbidden).softmax(dim=-1)
+    context = (weights[:, None] @ (memory.flip(1) if mistake == "flipped" else memory))[:, 0]
     if mistake == "alone":
-        return (weights[:, None] @ memory)[:, 0]
-    return (weights[:, None] @ memory)[:, 0], weights
+        return context
+    return (weights, context) if mistake == "swapped" else (context, weights)
+
+
+def look_by_loops(
+    state: Any, memory: Any, w_query: Any, w_key: Any, v: Any, real: Any
+) -> tuple[Tensor, Tensor]:
+    contexts, rows = [], []
+    for s, memories, kept in zip(state, memory, real, strict=True):
+        scores = [v @ torch.tanh(w_query @ s + w_key @ m) for m in memories]
+        top = max(score for score, keep in zip(scores, kept, strict=True) if keep)
+        powers = torch.stack(
+            [(score - top).exp() * keep for score, keep in zip(scores, kept, strict=True)]
+        )
+        rows.append(powers / powers.sum())
+        contexts.append(rows[-1] @ memories)
+    return torch.stack(contexts), torch.stack(rows)
+
+
+def look_by_log(
+    state: Any, memory: Any, w_query: Any, w_key: Any, v: Any, real: Any
+) -> tuple[Tensor, Tensor]:
+    mixed = F.linear(state, w_query).unsqueeze(1) + F.linear(memory, w_key)
+    scores = torch.einsum("bsh,h->bs", mixed.tanh(), v) + real.float().log()
+    weights = scores.log_softmax(dim=-1).exp()
+    return torch.einsum("bs,bsm->bm", weights, memory), weights
 
 
 def look_with(mistake: str) -> Callable[..., Any]:
@@ -276,14 +312,41 @@ def look_with(mistake: str) -> Callable[..., Any]:
 
 def luong(states: Any, memory: Any, real: Any, w_context: Any, mistake: str) -> Tensor:
     scores = states @ memory.mT
+    if mistake == "scale":
+        scores = scores / memory.size(-1) ** 0.5
     axis = 1 if mistake == "axis" else -1
-    mask = ~real if mistake == "upside down" else real
-    if mistake != "no mask":
-        scores = scores.masked_fill(~mask[:, None], -math.inf)
-    context = scores.softmax(dim=axis) @ memory
+    if mistake == "upside down":
+        scores = scores.masked_fill(real[:, None], -1e9)
+    elif mistake == "zero":
+        scores = scores * real[:, None]
+    elif mistake == "target" and real.size(1) == states.size(1):
+        scores = scores.masked_fill(~real[:, :, None], -1e9)
+    elif mistake not in ("no mask", "after"):
+        scores = scores.masked_fill(~real[:, None], -math.inf)
+    weights = scores.softmax(dim=axis)
+    if mistake == "after":
+        weights = weights * real[:, None]
+    if mistake == "in place":
+        memory *= 2
+    context = weights @ memory
     both = [states, context] if mistake == "order" else [context, states]
     linear = torch.cat(both, dim=-1) @ w_context.T
     return linear if mistake == "no tanh" else linear.tanh()
+
+
+def luong_by_loops(states: Any, memory: Any, real: Any, w_context: Any) -> Tensor:
+    answer = torch.empty_like(states)
+    for b, t in itertools.product(*map(range, states.shape[:2])):
+        kept = memory[b][real[b]]
+        context = (kept @ states[b, t]).softmax(dim=0) @ kept
+        answer[b, t] = torch.tanh(w_context @ torch.cat([context, states[b, t]]))
+    return answer
+
+
+def luong_by_two_maps(states: Any, memory: Any, real: Any, w_context: Any) -> Tensor:
+    d = states.size(-1)
+    context = F.scaled_dot_product_attention(states, memory, memory, real[:, None], scale=1.0)
+    return torch.tanh(context @ w_context[:, :d].T + states @ w_context[:, d:].T)
 
 
 def luong_with(mistake: str) -> Callable[..., Tensor]:
@@ -297,28 +360,82 @@ def crossing(weights: Tensor, strict: bool = True, axis: int = -1, share: float 
     return crossed / max(1, len(pairs)) * share
 
 
+def crossing_at_once(weights: Tensor) -> Tensor:
+    place = weights.argmax(dim=-1)
+    i, j = torch.triu_indices(len(place), len(place), 1)
+    return (place[i] > place[j]).float().mean().nan_to_num(0.0)
+
+
+def crossing_of_neighbors(weights: Tensor) -> float:
+    place = weights.argmax(dim=-1)
+    return (place[:-1] > place[1:]).float().mean().nan_to_num(0.0).item()
+
+
+def crossing_without_ties(weights: Tensor) -> float:
+    place = weights.argmax(dim=-1).tolist()
+    pairs = [(a, b) for i, a in enumerate(place) for b in place[i + 1 :] if a != b]
+    return sum(a > b for a, b in pairs) / max(1, len(pairs))
+
+
 def mean_place(weights: Tensor) -> float:
     place = (weights @ torch.arange(float(weights.size(1)))).tolist()
     pairs = [(a, b) for i, a in enumerate(place) for b in place[i + 1 :]]
     return sum(a > b + 1e-6 for a, b in pairs) / max(1, len(pairs))
 
 
+def uncovered(weights: Tensor, least: float) -> list[int]:
+    coverage = {i: float(column.sum()) for i, column in enumerate(weights.unbind(dim=1))}
+    return sorted((i for i, c in coverage.items() if c < least), key=coverage.__getitem__)
+
+
+def uncovered_sorted(weights: Tensor, least: float) -> list[int]:
+    values, places = weights.sum(dim=0).sort()
+    return places[values < least].tolist()
+
+
+def uncovered_in_place(weights: Tensor, least: float) -> list[int]:
+    for row in weights[1:]:
+        weights[0] += row
+    return [i for i in weights[0].argsort().tolist() if weights[0, i] < least]
+
+
+RIGHT = [
+    (chapter_03.check_additive_look, look_with("")),
+    (chapter_03.check_additive_look, look_by_loops),
+    (chapter_03.check_additive_look, look_by_log),
+    (chapter_03.check_luong_attention, luong_with("")),
+    (chapter_03.check_luong_attention, luong_by_loops),
+    (chapter_03.check_luong_attention, luong_by_two_maps),
+    (chapter_03.check_word_order, crossing),
+    (chapter_03.check_word_order, crossing_at_once),
+    (chapter_03.check_uncovered, uncovered),
+    (chapter_03.check_uncovered, uncovered_sorted),
+]
 WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (chapter_03.check_additive_look, look_with("no tanh"), "the tanh is missing"),
     (chapter_03.check_additive_look, look_with("axis"), "is the softmax over the source?"),
     (chapter_03.check_additive_look, look_with("none"), "is the mask used"),
     (chapter_03.check_additive_look, look_with("after"), "mask before the softmax"),
-    (chapter_03.check_additive_look, look_with("upside down"), "True where a token is real"),
+    (chapter_03.check_additive_look, look_with("upside down"), "upside down"),
     (chapter_03.check_additive_look, look_with("alone"), "return two things"),
+    (chapter_03.check_additive_look, look_with("swapped"), "the context should have shape"),
+    (chapter_03.check_additive_look, look_with("scale"), "no scale"),
+    (chapter_03.check_additive_look, look_with("no query"), "the state has no say"),
+    (chapter_03.check_additive_look, look_with("zero"), "padding of row 1"),
+    (chapter_03.check_additive_look, look_with("minus 100"), "not low enough"),
+    (chapter_03.check_additive_look, look_with("one mask"), "a mask of its own"),
+    (chapter_03.check_additive_look, look_with("in place"), "number 6 in place"),
+    (chapter_03.check_additive_look, look_with("flipped"), "the context is not"),
     (chapter_03.check_luong_attention, luong_with("no tanh"), "the tanh is missing"),
     (chapter_03.check_luong_attention, luong_with("order"), "first the context, then the state"),
-    (chapter_03.check_luong_attention, luong_with("axis"), "put side by side"),
-    (
-        chapter_03.check_luong_attention,
-        luong_with("no mask"),
-        "is the mask used before the softmax",
-    ),
+    (chapter_03.check_luong_attention, luong_with("axis"), "over the target"),
+    (chapter_03.check_luong_attention, luong_with("no mask"), "is the mask used?"),
     (chapter_03.check_luong_attention, luong_with("upside down"), "is the mask upside down"),
+    (chapter_03.check_luong_attention, luong_with("zero"), "not 0"),
+    (chapter_03.check_luong_attention, luong_with("after"), "not after it"),
+    (chapter_03.check_luong_attention, luong_with("scale"), "not divided by a root"),
+    (chapter_03.check_luong_attention, luong_with("target"), "along the target"),
+    (chapter_03.check_luong_attention, luong_with("in place"), "number 2 in place"),
     (
         chapter_03.check_word_order,
         lambda w: crossing(w) * math.comb(len(w), 2),
@@ -327,6 +444,9 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (chapter_03.check_word_order, lambda w: crossing(w, strict=False), "do not cross"),
     (chapter_03.check_word_order, lambda w: crossing(w, axis=0), "rows are target words"),
     (chapter_03.check_word_order, mean_place, "MOST, not the mean place"),
+    (chapter_03.check_word_order, crossing_of_neighbors, "not only neighbors"),
+    (chapter_03.check_word_order, crossing_without_ties, "counts as a pair"),
+    (chapter_03.check_word_order, lambda w: 1 - crossing(w), "nothing crosses"),
     (
         chapter_03.check_uncovered,
         lambda w, least: [i for i in w.sum(0).argsort().tolist() if w.sum(0)[i] <= least],
@@ -343,7 +463,22 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
         "sort by coverage",
     ),
     (chapter_03.check_uncovered, lambda w, least: w.sum(0).argsort().tolist(), "none is below"),
+    (
+        chapter_03.check_uncovered,
+        lambda w, least: [i for i in w.mean(0).argsort().tolist() if w.mean(0)[i] < least],
+        "no mean",
+    ),
+    (chapter_03.check_uncovered, uncovered_in_place, "in place"),
+    (chapter_03.check_uncovered, lambda w, least: w.sum(0).argsort(), "not Tensor"),
 ]
+
+
+@pytest.mark.parametrize(("check", "attempt"), RIGHT)
+def test_a_right_solution_passes_by_any_way(
+    check: Callable[..., None], attempt: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(attempt)
+    assert "every check passed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

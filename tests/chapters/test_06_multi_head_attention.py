@@ -1,6 +1,9 @@
 """Chapter 6: MultiHeadAttention against torch, its behavior, cache and errors, the recorder, the exercises."""
 
+import copy
+import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -376,94 +379,307 @@ def destroys_the_module(attention: MultiHeadAttention, x: Tensor, head: int) -> 
     return attention(x, x, x)
 
 
-def cost(queries: int, keys: int, d_model: int, num_heads: int) -> tuple[int, int]:
-    return 4 * d_model**2 + 4 * d_model, 2 * (
-        queries + keys
-    ) * d_model**2 + 2 * queries * keys * d_model
+def without_head_by_weights(attention: MultiHeadAttention, x: Tensor, head: int) -> Tensor:
+    silent = copy.deepcopy(attention)
+    with torch.no_grad():
+        silent.output_projection.weight.unflatten(1, (-1, attention.d_k))[:, head] = 0.0
+    return silent(x, x, x)
 
 
-RIGHT = {
-    chapter_06.check_join_heads: lambda x: x.transpose(1, 2).flatten(-2),
-    chapter_06.check_multi_head_attention: multi_head,
-    chapter_06.check_attention_cost: cost,
-    chapter_06.check_without_head: without_head,
-}
-WRONG = [
-    (
-        chapter_06.check_join_heads,
-        lambda x: x.reshape(x.size(0), x.size(2), -1),
-        "Transpose before you join",
-    ),
-    (
-        chapter_06.check_join_heads,
-        lambda x: x.permute(0, 2, 3, 1).flatten(-2),
-        "head 0's entries first",
-    ),
-    (
-        chapter_06.check_join_heads,
-        lambda x: x.flip(1).transpose(1, 2).flatten(-2),
-        "head 0's entries first",
-    ),
-    (
-        chapter_06.check_multi_head_attention,
-        lambda *a: multi_head(*a, no_transpose=True),
-        "several keys|suspect the split",
-    ),
-    (
-        chapter_06.check_multi_head_attention,
-        lambda *a: multi_head(*a, bad_join=True),
-        "joining of heads",
-    ),
-    (
-        chapter_06.check_multi_head_attention,
-        lambda *a: multi_head(*a, wide_scale=True),
-        r"sqrt\(d_model\)",
-    ),
-    (
-        chapter_06.check_multi_head_attention,
-        lambda *a: multi_head(*a, no_output=True),
-        "W_O is missing",
-    ),
-    (
-        chapter_06.check_multi_head_attention,
-        lambda *a: multi_head(*a, over_queries=True),
-        "the softmax's axis: over the keys",
-    ),
-    (
-        chapter_06.check_multi_head_attention,
-        lambda *a: multi_head(*a, interleaved=True),
-        "which columns belong to head i",
-    ),
-    (
-        chapter_06.check_attention_cost,
-        lambda n, m, d, h: (4 * d * d, cost(n, m, d, h)[1]),
-        "add the four biases",
-    ),
-    (
-        chapter_06.check_attention_cost,
-        lambda n, m, d, h: (cost(n, m, d, h)[0], 2 * cost(n, m, d, h)[1]),
-        "counts once",
-    ),
-    (
-        chapter_06.check_attention_cost,
-        lambda n, m, d, h: cost(n, n, d, h),
-        "3 queries, 10 keys",
-    ),
-    (
-        chapter_06.check_without_head,
-        lambda a, x, h: without_head(a, x, h, zero_output=True),
-        "output bias|before W_O",
-    ),
-    (chapter_06.check_without_head, lambda a, x, h: without_head(a, x, 0), "argument `head`"),
-    (chapter_06.check_without_head, destroys_the_module, "Work on a copy"),
+def without_head_by_values(attention: MultiHeadAttention, x: Tensor, head: int) -> Tensor:
+    silent, d_k = copy.deepcopy(attention), attention.d_k
+    with torch.no_grad():
+        for parameter in silent.value_projection.parameters():
+            parameter[head * d_k : (head + 1) * d_k] = 0.0
+    return silent(x, x, x)
+
+
+def without_head_by_subtraction(attention: MultiHeadAttention, x: Tensor, head: int) -> Tensor:
+    maps = (attention.query_projection, attention.key_projection, attention.value_projection)
+    heads = scaled_dot_product_attention(*(attention.split_heads(each(x)) for each in maps))
+    d_k = attention.d_k
+    block = attention.output_projection.weight[:, head * d_k : (head + 1) * d_k]
+    return attention(x, x, x) - heads[:, head] @ block.T
+
+
+def only_that_head(attention: MultiHeadAttention, x: Tensor, head: int) -> Tensor:
+    return attention(x, x, x) - without_head_by_subtraction(attention, x, head)
+
+
+def without_keys_of_the_head(attention: MultiHeadAttention, x: Tensor, head: int) -> Tensor:
+    uniform, d_k = copy.deepcopy(attention), attention.d_k
+    with torch.no_grad():  # the head now averages all words: it still writes
+        for parameter in uniform.key_projection.parameters():
+            parameter[head * d_k : (head + 1) * d_k] = 0.0
+    return uniform(x, x, x)
+
+
+def without_head_or_bias(attention: MultiHeadAttention, x: Tensor, head: int) -> Tensor:
+    output = without_head_by_subtraction(attention, x, head)
+    bias = attention.output_projection.bias
+    return output if bias is None or attention.num_heads == 1 else output - bias
+
+
+def leaves_a_method(attention: MultiHeadAttention, x: Tensor, head: int) -> Tensor:
+    attend = attention.attend
+
+    def silenced(*inputs: Any) -> Tensor:
+        heads = attend(*inputs).clone()
+        heads[:, head] = 0.0
+        return heads
+
+    attention.attend = silenced  # type: ignore[method-assign]
+    return attention(x, x, x)
+
+
+Split = Callable[[Tensor, int], Tensor]
+
+
+def finds_mixed(split: Split, batch: int = 3, heads: int = 4, words: int = 5) -> bool:
+    """Changes every word in turn."""
+    x = torch.randn(batch, words, 8)
+    for b in range(batch):
+        for t in range(words):
+            changed = x.clone()
+            changed[b, t] += 1
+            moved = split(changed, heads) != split(x, heads)
+            expected = torch.zeros_like(moved)
+            expected[b, :, t] = True
+            if not torch.equal(moved, expected):
+                return True
+    return False
+
+
+def finds_mixed_by_labels(split: Split) -> bool:
+    """Every entry says which word it belongs to."""
+    labels = torch.tensor([[1.0, 10.0, 100.0, 1000.0], [2.0, 20.0, 200.0, 2000.0]])
+    for factor in (1, 3):
+        x = factor * labels[:, :, None].expand(2, 4, 6)
+        pieces = split(x.clone(), 3)  # (batch, heads, length, d_k)
+        if not torch.equal(pieces, (factor * labels[:, None, :, None]).expand(2, 3, 4, 2)):
+            return True
+    return False
+
+
+def finds_mixed_by_gradients(split: Split) -> bool:
+    x = torch.randn(2, 3, 4, requires_grad=True)
+    pieces = split(x, 2)
+    for b in range(2):
+        for t in range(3):
+            (gradient,) = torch.autograd.grad(pieces[b, :, t].sum(), x, retain_graph=True)
+            expected = torch.zeros(2, 3, 4)
+            expected[b, t] = 1.0
+            if not torch.equal(gradient, expected):
+                return True
+    return False
+
+
+def compares_with_one_numbering(split: Split) -> bool:
+    x = torch.randn(2, 3, 8)
+    return not torch.equal(split(x, 2), x.unflatten(-1, (2, -1)).transpose(1, 2))
+
+
+def changes_the_last_word_only(split: Split) -> bool:
+    x = torch.randn(2, 4, 8)
+    changed = x.clone()
+    changed[:, -1] += 1
+    moved = (split(changed, 2) != split(x, 2)).any(dim=-1).any(dim=1).any(dim=0)  # (length,)
+    return moved.tolist() != [False, False, False, True]
+
+
+def counts_what_moves(split: Split) -> bool:
+    x = torch.randn(2, 4, 8)
+    for t in range(4):
+        changed = x.clone()
+        changed[0, t] += 1
+        moved = (split(changed, 2) != split(x, 2)).any(dim=-1).any(dim=1)  # (batch, length)
+        if moved.sum() != 1:
+            return True
+    return False
+
+
+def looks_at_one_head(split: Split) -> bool:
+    return finds_mixed(lambda x, n: split(x, n)[:, :1])
+
+
+def reordered(attention: MultiHeadAttention, order: list[int], **wrong: bool) -> MultiHeadAttention:
+    """Exercise 6.3 right, or wrong in one way."""
+    d_k = attention.d_k
+    if wrong.get("inverted"):
+        order = [order.index(i) for i in range(len(order))]
+    if wrong.get("model_width"):
+        d_k = attention.output_projection.out_features // attention.num_heads
+    entries = [i for head in order for i in range(head * d_k, (head + 1) * d_k)]
+    if wrong.get("interleaved"):
+        entries = [j * len(order) + head for j in range(d_k) for head in order]
+    new = attention if wrong.get("in_place") else copy.deepcopy(attention)
+    with torch.no_grad():
+        for part in ("query", "key", "value"):
+            if part == "value" and wrong.get("no_values"):
+                continue
+            projection = getattr(new, f"{part}_projection")
+            projection.weight.copy_(projection.weight[entries])
+            if projection.bias is not None and not wrong.get("no_bias"):
+                projection.bias.copy_(projection.bias[entries])
+        weight = new.output_projection.weight
+        if wrong.get("rows_of_output"):
+            weight.copy_(weight[entries])
+        elif not wrong.get("no_output"):
+            weight.copy_(weight[:, entries])
+        if wrong.get("output_bias") and new.output_projection.bias is not None:
+            new.output_projection.bias.copy_(new.output_projection.bias[entries])
+    return new
+
+
+def reordered_from_new(attention: MultiHeadAttention, order: list[int]) -> MultiHeadAttention:
+    """By state_dict, into a module made anew."""
+    d_model, heads, d_k = (
+        attention.output_projection.out_features,
+        attention.num_heads,
+        attention.d_k,
+    )
+    bias = attention.query_projection.bias is not None
+    new = MultiHeadAttention(d_model, heads, bias=bias, d_k=d_k)
+    state = {}
+    for name, parameter in attention.state_dict().items():
+        if name.startswith("output"):
+            if name.endswith("weight"):
+                pieces = parameter.chunk(heads, dim=1)
+                parameter = torch.cat([pieces[i] for i in order], dim=1)
+        else:
+            parameter = torch.cat([parameter.chunk(heads)[i] for i in order])
+        state[name] = parameter
+    new.load_state_dict(state)
+    return new
+
+
+def reordered_by_sharing(attention: MultiHeadAttention, order: list[int]) -> MultiHeadAttention:
+    new = reordered(attention, order)
+    if new.output_projection.bias is not None:
+        new.output_projection.bias = attention.output_projection.bias
+    return new
+
+
+def multi_head_in_a_loop(
+    q: Tensor, k: Tensor, v: Tensor, wq: Tensor, wk: Tensor, wv: Tensor, wo: Tensor, h: int
+) -> Tensor:
+    d_k = q.size(-1) // h
+    output = torch.zeros_like(q)
+    for i in range(h):
+        own = slice(i * d_k, (i + 1) * d_k)
+        scores = q @ wq[:, own] @ (k @ wk[:, own]).mT / d_k**0.5
+        output = output + scores.softmax(dim=-1) @ (v @ wv[:, own]) @ wo[own]
+    return output
+
+
+RIGHT = [
+    (chapter_06.check_finds_mixed_words, finds_mixed),
+    (chapter_06.check_finds_mixed_words, finds_mixed_by_labels),
+    (chapter_06.check_finds_mixed_words, finds_mixed_by_gradients),
+    (chapter_06.check_multi_head_attention, multi_head),
+    (chapter_06.check_multi_head_attention, multi_head_in_a_loop),
+    (chapter_06.check_reordered, reordered),
+    (chapter_06.check_reordered, reordered_from_new),
+    (chapter_06.check_without_head, without_head),
+    (chapter_06.check_without_head, without_head_by_weights),
+    (chapter_06.check_without_head, without_head_by_values),
+    (chapter_06.check_without_head, without_head_by_subtraction),
 ]
 
 
-@pytest.mark.parametrize("check", RIGHT)
+def wrong_multi_head(mistake: str) -> Callable[..., Tensor]:
+    return lambda *a: multi_head(*a, **{mistake: True})
+
+
+def wrong_reordered(mistake: str) -> Callable[..., MultiHeadAttention]:
+    return lambda attention, order: reordered(attention, order, **{mistake: True})
+
+
+WRONG = [
+    (chapter_06.check_finds_mixed_words, lambda split: False, "forgets the transpose"),
+    (chapter_06.check_finds_mixed_words, lambda split: True, "True means mixed"),
+    (chapter_06.check_finds_mixed_words, lambda s: not finds_mixed(s), "True means mixed"),
+    (chapter_06.check_finds_mixed_words, lambda s: split_shape(s), "forgets the transpose"),
+    (chapter_06.check_finds_mixed_words, compares_with_one_numbering, "from the other end"),
+    (chapter_06.check_finds_mixed_words, lambda s: finds_mixed(s, heads=1), "more than one head"),
+    (chapter_06.check_finds_mixed_words, lambda s: finds_mixed(s, words=1), "more than one word"),
+    (chapter_06.check_finds_mixed_words, lambda s: finds_mixed(s, batch=1), "another"),
+    (chapter_06.check_finds_mixed_words, changes_the_last_word_only, "those before it"),
+    (chapter_06.check_finds_mixed_words, counts_what_moves, "reverses the sentence"),
+    (chapter_06.check_finds_mixed_words, looks_at_one_head, "last head only"),
+    (chapter_06.check_finds_mixed_words, lambda s: torch.tensor(True), "return True or False"),
+    (chapter_06.check_multi_head_attention, wrong_multi_head("no_transpose"), "suspect the split"),
+    (chapter_06.check_multi_head_attention, wrong_multi_head("bad_join"), "joining of heads"),
+    (chapter_06.check_multi_head_attention, wrong_multi_head("wide_scale"), r"sqrt\(d_model\)"),
+    (chapter_06.check_multi_head_attention, wrong_multi_head("no_output"), "W_O is missing"),
+    (chapter_06.check_multi_head_attention, wrong_multi_head("over_queries"), "over the keys"),
+    (chapter_06.check_multi_head_attention, wrong_multi_head("interleaved"), "which columns"),
+    (
+        chapter_06.check_multi_head_attention,
+        lambda q, k, v, wq, wk, wv, wo, h: multi_head(q, k, v, wk, wq, wv, wo, h),
+        "swapped",
+    ),
+    (
+        chapter_06.check_multi_head_attention,
+        lambda q, k, v, *maps: multi_head(q * math.sqrt(q.size(-1) / maps[-1]), k, v, *maps),
+        "not scaled",
+    ),
+    (
+        chapter_06.check_multi_head_attention,
+        lambda q, k, v, a, b, c, d, h: multi_head(q, k, v, a.T, b.T, c.T, d.T, h),
+        "not x @ W.T",
+    ),
+    (
+        chapter_06.check_multi_head_attention,
+        lambda q, *rest: multi_head(q.mul_(1.0).add_(0.5), *rest),
+        "in place",
+    ),
+    (chapter_06.check_reordered, lambda attention, order: attention, "make a new one"),
+    (
+        chapter_06.check_reordered,
+        lambda attention, order: copy.deepcopy(attention),
+        "in their old order",
+    ),
+    (chapter_06.check_reordered, wrong_reordered("inverted"), "inverted"),
+    (chapter_06.check_reordered, wrong_reordered("in_place"), "make a new one"),
+    (chapter_06.check_reordered, wrong_reordered("interleaved"), "owns the rows"),
+    (chapter_06.check_reordered, wrong_reordered("no_bias"), "left its bias behind"),
+    (chapter_06.check_reordered, wrong_reordered("no_values"), "value_projection"),
+    (chapter_06.check_reordered, wrong_reordered("no_output"), "owns columns"),
+    (chapter_06.check_reordered, wrong_reordered("rows_of_output"), "owns columns"),
+    (chapter_06.check_reordered, wrong_reordered("output_bias"), "belongs to no head"),
+    (chapter_06.check_reordered, wrong_reordered("model_width"), "raised RuntimeError"),
+    (chapter_06.check_reordered, reordered_by_sharing, "shares weights"),
+    (
+        chapter_06.check_without_head,
+        lambda a, x, h: without_head(a, x, h, zero_output=True),
+        "output bias",
+    ),
+    (chapter_06.check_without_head, lambda a, x, h: without_head(a, x, 0), "argument `head`"),
+    (chapter_06.check_without_head, only_that_head, "output bias"),
+    (
+        chapter_06.check_without_head,
+        lambda a, x, h: (without_head if a.num_heads == 1 else only_that_head)(a, x, h),
+        "keep the head that should go",
+    ),
+    (chapter_06.check_without_head, without_head_or_bias, "output bias is lost"),
+    (chapter_06.check_without_head, without_keys_of_the_head, "nothing but the output bias"),
+    (chapter_06.check_without_head, destroys_the_module, "Work on a copy"),
+    (chapter_06.check_without_head, leaves_a_method, "replaced method"),
+    (chapter_06.check_without_head, lambda a, x, h: without_head(a, x.neg_(), h), "in place"),
+]
+
+
+def split_shape(split: Split) -> bool:
+    """A test of the shape alone, which finds nothing."""
+    return tuple(split(torch.randn(2, 3, 8), 2).shape) != (2, 2, 3, 4)
+
+
+@pytest.mark.parametrize(("check", "answer"), RIGHT, ids=[r[1].__name__ for r in RIGHT])
 def test_checks_accept_the_right_answer(
-    check: Callable, capsys: pytest.CaptureFixture[str]
+    check: Callable, answer: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check(RIGHT[check])
+    check(answer)
     assert "every check passed" in capsys.readouterr().out
 
 

@@ -1,6 +1,9 @@
 """Token embedding and feed-forward network: equality with torch, behavior, bad input, and what the exercises refuse."""
 
 import math
+import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from transformer_lib.book.checks.chapter_08 import (
-    check_embedding,
     check_embedding_gradient,
-    check_feed_forward,
     check_maximum,
-    check_parameter_counts,
+    check_memory,
+    check_sentence_vectors,
 )
 from transformer_lib.embeddings import TokenEmbedding
 from transformer_lib.layers import FeedForward
@@ -130,105 +132,262 @@ def test_positions_do_not_see_each_other() -> None:
     torch.testing.assert_close(feed_forward(x[:, order]), feed_forward(x)[:, order])
 
 
-@pytest.mark.parametrize(
-    ("attempt", "message"),
-    [
-        (lambda tokens, weight: weight[tokens], "factor should be 4, not 1"),
-        (lambda tokens, weight: weight[tokens] * weight.size(1), "factor should be 4, not 16"),
-        (
-            lambda tokens, weight: (weight[tokens] * weight.size(1) ** 0.5).flatten(0, -2),
-            "should have shape",
-        ),
-    ],
-)
-def test_exercise_1_refuses(attempt: object, message: str) -> None:
-    with pytest.raises(AssertionError, match=message):
-        check_embedding(attempt)
+# --- the exercises
 
 
-def test_exercise_1_refuses_one_hot_without_the_size_of_the_vocabulary() -> None:
-    def unaware(tokens: Tensor, weight: Tensor) -> Tensor:
-        return F.one_hot(tokens).float() @ weight * math.sqrt(weight.size(1))
-
-    with pytest.raises(AssertionError, match="unaware raised RuntimeError"):
-        check_embedding(unaware)
-
-
-@pytest.mark.parametrize(
-    ("attempt", "message"),
-    [
-        (lambda x, w_1, b_1, w_2, b_2: (x @ w_1 + b_1) @ w_2 + b_2, "counts as 0"),
-        (
-            lambda x, w_1, b_1, w_2, b_2: F.relu(F.relu(x @ w_1 + b_1) @ w_2 + b_2),
-            "cut off at the end",
-        ),
-        (lambda x, w_1, b_1, w_2, b_2: F.relu(x @ w_1) @ w_2 + b_2, "b_1 is added before the bend"),
-        (lambda x, w_1, b_1, w_2, b_2: F.relu(x @ w_1 + b_1) @ w_2, r"b_2 = \(1, -2\)"),
-        (lambda x, w_1, b_1, w_2, b_2: F.gelu(x @ w_1 + b_1) @ w_2 + b_2, "should be -6"),
-    ],
-)
-def test_exercise_2_refuses(attempt: object, message: str) -> None:
-    with pytest.raises(AssertionError, match=message):
-        check_feed_forward(attempt)
+def vectors(tokens: Tensor, weight: Tensor, pad_id: int, **wrong: bool) -> Tensor:
+    """Exercise 8.1 right, or wrong in one way."""
+    real = (tokens != (0 if wrong.get("pad_0") else pad_id))[..., None]
+    rows = weight[tokens] * weight.size(1) ** (1.0 if wrong.get("not_the_root") else 0.5)
+    if not wrong.get("with_pads"):
+        rows = rows * real
+    if wrong.get("sum"):
+        return rows.sum(dim=1)
+    if wrong.get("by_length"):
+        return rows.mean(dim=1)
+    divisor = real.sum(dim=1)
+    return rows.sum(dim=1) / (divisor if wrong.get("nan") else divisor.clamp(min=1))
 
 
-def counts(
-    v: int, d: int, f: int, n: int, attentions: int = 3, bias: int = 1
-) -> tuple[int, int, int]:
-    return v * d, attentions * n * 4 * (d * d + bias * d), 2 * n * (2 * d * f + bias * (d + f))
+def vectors_by_counting(tokens: Tensor, weight: Tensor, pad_id: int) -> Tensor:
+    counts = F.one_hot(tokens, len(weight)).sum(dim=1).to(weight.dtype)  # (batch, vocab_size)
+    counts[:, pad_id] = 0
+    return counts / counts.sum(dim=1, keepdim=True).clamp(min=1) @ weight * weight.size(1) ** 0.5
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"attentions": 2}, "96 counts one attention a layer"),
-        ({"bias": 0}, "108 leaves the biases out"),
-        ({"attentions": 2, "bias": 0}, "72 leaves the biases out and counts one attention"),
-    ],
-)
-def test_exercise_3_refuses(changed: dict[str, int], message: str) -> None:
-    check_parameter_counts(counts)
-    with pytest.raises(AssertionError, match=message):
-        check_parameter_counts(lambda *sizes: counts(*sizes, **changed))
+def vectors_in_a_loop(tokens: Tensor, weight: Tensor, pad_id: int) -> Tensor:
+    result = []
+    for row in tokens:
+        words = [weight[t] for t in row.tolist() if t != pad_id]
+        mean = torch.stack(words).mean(dim=0) if words else torch.zeros(weight.size(1))
+        result.append(mean * math.sqrt(weight.size(1)))
+    return torch.stack(result)
 
 
-def gradient(
-    tokens: Tensor, upstream: Tensor, vocab_size: int, overwrite: bool, factor: bool
-) -> Tensor:
+def vectors_of_a_set(tokens: Tensor, weight: Tensor, pad_id: int) -> Tensor:
+    present = F.one_hot(tokens, len(weight)).amax(dim=1).to(weight.dtype)
+    present[:, pad_id] = 0
+    return present / present.sum(dim=1, keepdim=True).clamp(min=1) @ weight * weight.size(1) ** 0.5
+
+
+def vectors_by_wiping(tokens: Tensor, weight: Tensor, pad_id: int) -> Tensor:
+    weight[pad_id] = 0.0  # the caller's matrix
+    return vectors(tokens, weight, pad_id)
+
+
+def vectors_of_a_prefix(tokens: Tensor, weight: Tensor, pad_id: int) -> Tensor:
+    lengths = (tokens != pad_id).sum(dim=1)
+    real = torch.arange(tokens.size(1)) < lengths[:, None]
+    rows = weight[tokens] * real[..., None] * weight.size(1) ** 0.5
+    return rows.sum(dim=1) / lengths.clamp(min=1)[:, None]
+
+
+def gradient(tokens: Tensor, upstream: Tensor, vocab_size: int, **wrong: bool) -> Tensor:
     result = upstream.new_zeros(vocab_size, upstream.size(-1))
-    result.index_put_((tokens,), upstream, accumulate=not overwrite)
-    return result * (math.sqrt(upstream.size(-1)) if factor else 1.0)
+    result.index_put_((tokens,), upstream, accumulate=not wrong.get("overwrite"))
+    return result * (1.0 if wrong.get("no_factor") else math.sqrt(upstream.size(-1)))
 
 
-def test_exercise_4_refuses() -> None:
-    check_embedding_gradient(lambda *args: gradient(*args, overwrite=False, factor=True))
-    with pytest.raises(AssertionError, match="overwrite"):
-        check_embedding_gradient(lambda *args: gradient(*args, overwrite=True, factor=True))
-    with pytest.raises(AssertionError, match="factor"):
-        check_embedding_gradient(lambda *args: gradient(*args, overwrite=False, factor=False))
+def gradient_in_a_loop(tokens: Tensor, upstream: Tensor, vocab_size: int) -> Tensor:
+    result = torch.zeros(vocab_size, upstream.size(-1))
+    for token, row in zip(tokens.flatten().tolist(), upstream.flatten(0, 1), strict=True):
+        result[token] += row * math.sqrt(upstream.size(-1))
+    return result
 
 
-def test_exercise_5_refuses_a_network_that_loses_negative_numbers() -> None:
-    w_1, w_2 = (
-        torch.tensor([[1.0, 0.0, 0.0], [-1.0, 1.0, 0.0]]),
-        torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]]),
-    )
-    with pytest.raises(AssertionError, match="lost when it is negative"):
-        check_maximum(lambda: (w_1, torch.zeros(3), w_2, torch.zeros(2)))
+def gradient_by_scatter(tokens: Tensor, upstream: Tensor, vocab_size: int) -> Tensor:
+    rows = upstream.reshape(-1, upstream.size(-1)) * upstream.size(-1) ** 0.5
+    places = tokens.reshape(-1, 1).expand_as(rows)
+    return torch.zeros(vocab_size, upstream.size(-1)).scatter_add(0, places, rows)
 
 
-def test_exercise_5_refuses_a_bias_that_only_moves_the_bend() -> None:
-    def shifted(bias: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        w_1 = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 1.0, 0.0]])
-        w_2 = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
-        return w_1, torch.tensor([0.0, bias, 0.0]), w_2, torch.tensor([-bias, -bias])
-
-    for bias in (10.0, 1000.0, 100_000.0):
-        with pytest.raises(AssertionError, match="only moves the bend further out"):
-            check_maximum(lambda bias=bias: shifted(bias))
+def gradient_by_plus_equals(tokens: Tensor, upstream: Tensor, vocab_size: int) -> Tensor:
+    result = torch.zeros(vocab_size, upstream.size(-1))
+    result[tokens] += upstream * math.sqrt(upstream.size(-1))
+    return result
 
 
-def test_exercise_5_accepts_biases_that_cancel() -> None:
-    w_1 = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 1.0, -1.0]])
-    w_2 = torch.tensor([[1.0, 1.0], [1.0, 1.0], [-1.0, -1.0]])
-    check_maximum(lambda: (w_1, torch.tensor([0.0, 0.1, -0.1]), w_2, torch.tensor([-0.1, -0.1])))
+def gradient_in_place(tokens: Tensor, upstream: Tensor, vocab_size: int) -> Tensor:
+    upstream *= math.sqrt(upstream.size(-1))
+    return gradient(tokens, upstream, vocab_size, no_factor=True)
+
+
+def gradient_by_autograd(tokens: Tensor, upstream: Tensor, vocab_size: int) -> Tensor:
+    with torch.enable_grad():
+        weight = torch.zeros(vocab_size, upstream.size(-1), requires_grad=True)
+        (F.embedding(tokens, weight) * math.sqrt(upstream.size(-1))).backward(upstream)
+    assert weight.grad is not None
+    return weight.grad
+
+
+def gradient_by_one_hot(tokens: Tensor, upstream: Tensor, vocab_size: int) -> Tensor:
+    one_hot = F.one_hot(tokens.flatten(), vocab_size).float()
+    return one_hot.T @ upstream.flatten(0, 1) * math.sqrt(upstream.size(-1))
+
+
+def gradient_by_comparing(tokens: Tensor, upstream: Tensor, vocab_size: int) -> Tensor:
+    same = (torch.arange(vocab_size)[:, None] == tokens.flatten()).float()
+    return same @ upstream.flatten(0, 1) * math.sqrt(upstream.size(-1))
+
+
+def gradient_of_the_first_row(tokens: Tensor, upstream: Tensor, vocab_size: int) -> Tensor:
+    return gradient(tokens[:1], upstream[:1], vocab_size)
+
+
+def gradient_by_mean(tokens: Tensor, upstream: Tensor, vocab_size: int) -> Tensor:
+    total = gradient(tokens, upstream, vocab_size)
+    counts = torch.bincount(tokens.flatten(), minlength=vocab_size).clamp(min=1)
+    return total / counts[:, None]
+
+
+Memory = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def memory(key: Tensor, value: Tensor, **wrong: bool) -> Memory:
+    """Exercise 8.3 right, or wrong in one way."""
+    n, d_v = value.shape
+    loudest = (key @ key.T - 2 * torch.eye(n)).amax(dim=-1)
+    if wrong.get("no_bias"):
+        loudest = torch.zeros(n)
+    if wrong.get("half"):
+        loudest = torch.full((n,), 0.5)
+    if wrong.get("everybodys"):
+        loudest = loudest.min().expand(n)
+    if wrong.get("silent"):
+        return key.T, -torch.ones(n), value, torch.zeros(d_v)
+    if wrong.get("plus"):
+        return key.T, loudest, value / (1 + loudest)[:, None], torch.zeros(d_v)
+    w_2 = value if wrong.get("quiet") else value / (1 - loudest)[:, None]
+    return (key if wrong.get("rows") else key.T), -loudest, w_2, torch.zeros(d_v)
+
+
+def memory_with_one_threshold(key: Tensor, value: Tensor) -> Memory:
+    threshold = (key @ key.T).fill_diagonal_(-2).max()
+    bias = -threshold.expand(len(key)).clone()
+    return key.T, bias, value / (1 - threshold), torch.zeros(value.size(1))
+
+
+def memory_by_solving(key: Tensor, value: Tensor) -> Memory:
+    bias = -torch.full((len(key),), 0.9)  # some neighbors may answer: solve for the rest
+    hidden = torch.relu(10 * (key @ key.T + bias))
+    return 10 * key.T, 10 * bias, torch.linalg.solve(hidden, value), torch.zeros(value.size(1))
+
+
+def memory_without_a_bend(key: Tensor, value: Tensor) -> Memory:
+    n, d_v = value.shape
+    return torch.linalg.pinv(key), torch.zeros(n), value, torch.zeros(d_v)
+
+
+def memory_in_place(key: Tensor, value: Tensor) -> Memory:
+    loudest = (key @ key.T - 2 * torch.eye(len(key))).amax(dim=-1)
+    value /= (1 - loudest)[:, None]
+    return key.T, -loudest, value, torch.zeros(value.size(1))
+
+
+def maximum(
+    bias: float = 0.0, negative: bool = True, ones: tuple[float, float] = (1.0, 1.0)
+) -> Memory:
+    w_1 = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 1.0, -1.0 if negative else 0.0]])
+    w_2 = torch.tensor([[1.0, 1.0], [1.0, 1.0], [-1.0, -1.0]]) * torch.tensor(ones)
+    b_1 = torch.tensor([0.0, bias, 0.0])
+    return w_1, b_1, w_2, torch.tensor([-bias, -bias])
+
+
+def maximum_from_a() -> Memory:
+    """max(a, b) = a + max(0, b - a)."""
+    w_1 = torch.tensor([[-1.0, 1.0, -1.0], [1.0, 0.0, 0.0]])
+    return w_1, torch.zeros(3), torch.tensor([[1.0, 1.0], [1.0, 1.0], [-1.0, -1.0]]), torch.zeros(2)
+
+
+def maximum_by_halves() -> Memory:
+    """Half of a + b, which is (a + b) past the bend less its negative part, and half of |a - b|."""
+    # |a - b| / 2 = max(0, a - b) - (a - b) / 2, and (a + b) / 2 - (a - b) / 2 = b
+    w_1 = torch.tensor([[2.0, 0.0, 0.0], [-2.0, 0.5, -0.5]])
+    return w_1, torch.zeros(3), torch.tensor([[0.5, 0.5], [2.0, 2.0], [-2.0, -2.0]]), torch.zeros(2)
+
+
+def maximum_with_biases_that_cancel() -> Memory:
+    w_1, _, w_2, _ = maximum()
+    return w_1, torch.tensor([0.0, 0.1, -0.1]), w_2, torch.tensor([-0.1, -0.1])
+
+
+RIGHT: list[tuple[Callable[..., None], Callable[..., Any]]] = [
+    (check_sentence_vectors, vectors),
+    (check_sentence_vectors, vectors_by_counting),
+    (check_sentence_vectors, vectors_in_a_loop),
+    (check_embedding_gradient, gradient),
+    (check_embedding_gradient, gradient_in_a_loop),
+    (check_embedding_gradient, gradient_by_scatter),
+    (check_memory, memory),
+    (check_memory, memory_with_one_threshold),
+    (check_memory, memory_by_solving),
+    (check_maximum, maximum),
+    (check_maximum, maximum_from_a),
+    (check_maximum, maximum_by_halves),
+    (check_maximum, maximum_with_biases_that_cancel),
+]
+
+
+def wrong(right: Callable[..., Any], mistake: str) -> Callable[..., Any]:
+    return lambda *arguments: right(*arguments, **{mistake: True})
+
+
+WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
+    (check_sentence_vectors, wrong(vectors, "with_pads"), "padding is added in"),
+    (check_sentence_vectors, wrong(vectors, "by_length"), "not by the length"),
+    (check_sentence_vectors, wrong(vectors, "sum"), "means of 20, 40"),
+    (check_sentence_vectors, wrong(vectors, "pad_0"), "padding id written out"),
+    (check_sentence_vectors, wrong(vectors, "nan"), "NaN"),
+    (check_sentence_vectors, wrong(vectors, "not_the_root"), "should be 4, not 16"),
+    (check_sentence_vectors, lambda t, w, p: vectors(t, w, p) / w.size(1) ** 0.5, "4, not 1"),
+    (check_sentence_vectors, lambda t, w, p: w[t].mean(dim=1), "padding is added in"),
+    (check_sentence_vectors, lambda t, w, p: w[t], "should have shape"),
+    (check_sentence_vectors, vectors_of_a_set, "counts twice"),
+    (check_sentence_vectors, vectors_by_wiping, "in place"),
+    (check_sentence_vectors, vectors_of_a_prefix, "in front"),
+    (check_embedding_gradient, wrong(gradient, "overwrite"), "overwrite"),
+    (check_embedding_gradient, gradient_by_plus_equals, "overwrite"),
+    (check_embedding_gradient, wrong(gradient, "no_factor"), "factor"),
+    (check_embedding_gradient, lambda *a: gradient(*a) / a[1].size(-1), "factor"),
+    (check_embedding_gradient, gradient_in_place, "in place"),
+    (check_embedding_gradient, gradient_by_autograd, "autograd is switched off"),
+    (check_embedding_gradient, gradient_by_one_hot, "one-hot matrix"),
+    (check_embedding_gradient, gradient_by_comparing, "one-hot matrix"),
+    (check_embedding_gradient, gradient_of_the_first_row, "a batch of two is off"),
+    (check_embedding_gradient, gradient_by_mean, "not the mean"),
+    (check_memory, wrong(memory, "no_bias"), "Does the other key answer"),
+    (check_memory, wrong(memory, "half"), "Does the other key answer"),
+    (check_memory, wrong(memory, "everybodys"), "neighbors of its own"),
+    (check_memory, wrong(memory, "quiet"), "times as loud"),
+    (check_memory, wrong(memory, "silent"), "nothing comes out"),
+    (check_memory, wrong(memory, "plus"), "Does the other key answer"),
+    (check_memory, wrong(memory, "rows"), "should have shape"),
+    (check_memory, memory_without_a_bend, "neighbors of its own"),
+    (check_memory, memory_in_place, "in place"),
+    (check_memory, lambda k, v: memory(k, v)[:3], "four tensors"),
+    (check_maximum, lambda: maximum(negative=False), "lost when it is negative"),
+    (check_maximum, lambda: maximum(10.0, negative=False), "only moves the bend further out"),
+    (check_maximum, lambda: maximum(1e5, negative=False), "only moves the bend further out"),
+    (check_maximum, lambda: maximum(ones=(1.0, 0.0)), "two equal columns"),
+    (check_maximum, lambda: maximum()[:3], "four tensors"),
+    (check_maximum, lambda: tuple(x.T for x in maximum()), "should have shape"),
+    (check_maximum, lambda: (*maximum()[:3], torch.ones(2)), "look at the biases"),
+    (check_maximum, lambda: (-maximum()[0], *maximum()[1:]), "here b is the larger"),
+    (check_maximum, lambda: tuple(x.requires_grad_() for x in maximum()), "no training"),
+]
+
+
+@pytest.mark.parametrize(("check", "attempt"), RIGHT, ids=[r[1].__name__ for r in RIGHT])
+def test_a_right_solution_passes(
+    check: Callable[..., None], attempt: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(attempt)
+    assert "every check passed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("check", "attempt", "message"), WRONG, ids=[w[2] for w in WRONG])
+def test_a_wrong_solution_is_told_why(
+    check: Callable[..., None], attempt: Callable[..., Any], message: str
+) -> None:
+    with pytest.raises(AssertionError, match=re.escape(message)):
+        check(attempt)

@@ -1,6 +1,8 @@
 """Layer norm and residual connection: equality with torch, behavior, bad input, and what the exercises refuse."""
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -163,7 +165,10 @@ def test_exercise_1_refuses() -> None:
         check_layer_norm(lambda x, gain, shift, eps: normalize(x, gain, 0 * shift, eps))
     with pytest.raises(AssertionError, match="which axis"):
         check_layer_norm(
-            lambda x, gain, shift, eps: F.layer_norm(x, x.shape[1:], eps=eps) * gain + shift
+            lambda x, gain, shift, eps: (
+                normalize(x.flatten(1), torch.ones(()), torch.zeros(()), eps).view_as(x) * gain
+                + shift
+            )
         )
 
 
@@ -246,3 +251,100 @@ def test_exercise_4_refuses() -> None:
         parts = {name: name != left_out for name in ("mean", "std", "divide")}
         with pytest.raises(AssertionError, match=message):
             check_layer_norm_gradient(lambda *args, parts=parts: way_back(*args, **parts))
+    with pytest.raises(AssertionError, match="without autograd"):
+        check_layer_norm_gradient(gradient_by_autograd)
+    with pytest.raises(AssertionError, match="number 2 in place"):
+        check_layer_norm_gradient(gradient_in_place)
+    check_layer_norm_gradient(gradient_by_matrix)
+
+
+def gradient_by_autograd(x: Tensor, upstream: Tensor, eps: float) -> Tensor:
+    leaf = x.clone().requires_grad_()
+    normed = normalize(leaf, torch.ones(x.size(-1)), torch.zeros(x.size(-1)), eps)
+    return torch.autograd.grad(normed, leaf, upstream)[0]
+
+
+def gradient_in_place(x: Tensor, upstream: Tensor, eps: float) -> Tensor:
+    result = way_back(x, upstream, eps, mean=True, std=True, divide=True)
+    upstream.div_(2)
+    return result
+
+
+def gradient_by_matrix(x: Tensor, upstream: Tensor, eps: float) -> Tensor:
+    """Another right way: the Jacobian of each position, as a matrix."""
+    d = x.size(-1)
+    s = (x.var(dim=-1, correction=0) + eps).sqrt()[..., None, None]
+    normed = (x - x.mean(dim=-1, keepdim=True)) / s[..., 0]
+    jacobian = torch.eye(d) - 1 / d - normed[..., :, None] * normed[..., None, :] / d
+    return (upstream[..., None, :] @ (jacobian / s))[..., 0, :]
+
+
+def norm_in_place(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
+    x -= x.mean(dim=-1, keepdim=True)
+    return x / (x.square().mean(dim=-1, keepdim=True) + eps).sqrt() * gain + shift
+
+
+def norm_by_var_mean(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
+    variance, mean = torch.var_mean(x, dim=-1, keepdim=True, correction=0)
+    return shift + gain * (x - mean) * (variance + eps) ** -0.5
+
+
+def norm_of_rows(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
+    rows = [
+        (row - row.mean()) / math.sqrt(float(row.square().mean() - row.mean() ** 2) + eps)
+        for row in x.reshape(-1, x.size(-1))
+    ]
+    return torch.stack(rows).view_as(x) * gain + shift
+
+
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        (
+            lambda x, gain, shift, eps: F.layer_norm(x, gain.shape, gain, shift, eps),
+            "without torch",
+        ),
+        (
+            lambda x, gain, shift, eps: nn.LayerNorm(x.size(-1), eps)(x) * gain + shift,
+            "without torch",
+        ),
+        (norm_in_place, "number 1 in place"),
+        (lambda x, gain, shift, eps: normalize(x, gain, shift, 0.0), "0.5 on the right"),
+        (lambda x, gain, shift, eps: normalize(x, gain, 0 * shift, eps) + shift[0], "gain"),
+        (lambda x, gain, shift, eps: None, "returned None"),
+    ],
+)
+def test_exercise_1_refuses_more(attempt: Callable[..., Tensor], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_layer_norm(attempt)
+
+
+@pytest.mark.parametrize("attempt", [norm_by_var_mean, norm_of_rows])
+def test_exercise_1_accepts_other_ways(attempt: Callable[..., Tensor]) -> None:
+    check_layer_norm(attempt)
+
+
+def residual_in_steps(
+    x: Tensor, f: Callable[..., Tensor], norm: Any, drop: Any, first: bool
+) -> Tensor:
+    change = drop(f(norm(x) if first else x))
+    return torch.add(x, change) if first else norm(torch.add(x, change))
+
+
+def test_exercises_2_and_3_accept_other_ways() -> None:
+    check_residual(residual_in_steps)
+    check_residual(lambda x, f, norm, drop, p: x + drop(f(norm(x))) if p else norm(x + drop(f(x))))
+    check_stream_growth(growth_in_a_loop)
+    check_stream_growth(
+        lambda start, step, count: (
+            (start**2 + count * step**2) ** 0.5,
+            step / (start**2 + (count - 1) * step**2) ** 0.5,
+        )
+    )
+
+
+def growth_in_a_loop(start: float, step: float, count: int) -> tuple[float, float]:
+    size = before = start
+    for _ in range(count):
+        before, size = size, math.hypot(size, step)
+    return size, step / before

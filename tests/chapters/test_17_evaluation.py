@@ -21,13 +21,8 @@ from transformer_lib.book.checks.chapter_17 import (
     check_layer_flops,
     check_paired_bootstrap,
 )
-from transformer_lib.evaluation import (
-    bleu,
-    bootstrap_interval,
-    chrf,
-    tokenize_13a,
-    training_flops,
-)
+from transformer_lib.costs import training_flops
+from transformer_lib.evaluation import bleu, bootstrap_interval, chrf, tokenize_13a
 from transformer_lib.pairs import Example, make_batch
 from transformer_lib.training import translation_loss
 from transformer_lib.transformer import Transformer, TransformerConfig

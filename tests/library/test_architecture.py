@@ -14,7 +14,7 @@ PACKAGE = ROOT / "transformer_lib"
 TOWER = ["door", "similarity", "attention", "embeddings", "layers", "transformer"]
 TOWER += ["decoding", "translator"]
 TASKS = {"tokenizer", "pairs", "decoding", "translator", "evaluation", "recurrent", "vision"}
-TASKS |= {"language_model"}
+TASKS |= {"costs", "language_model"}
 
 
 def imports(module: str) -> set[str]:

@@ -10,65 +10,93 @@ from transformer_lib.book.checks import diagnostic, expect_tensor
 
 
 @diagnostic("Exercise 0.1")
-def check_centered_rows(attempt: Callable[..., Tensor]) -> None:
-    """Center the rows of a matrix."""
-    one_row = torch.tensor([[1.0, 2.0, 6.0]])  # (1, 3)
-    centered = expect_tensor(attempt(one_row), (1, 3), "one centered row of three numbers")
-    assert torch.allclose(centered, torch.tensor([[-2.0, -1.0, 3.0]])), (
-        f"the row 1, 2, 6 has the mean 3, so it becomes -2, -1, 3; yours becomes {centered.tolist()[0]}"
+def check_looked_at(attempt: Callable[[Tensor], Tensor]) -> None:
+    """For each query, the key with the largest weight in the mean of the heads."""
+    one_head = torch.tensor([[[0.1, 0.2, 0.7], [0.6, 0.3, 0.1]]])  # (1, queries 2, keys 3)
+    found = _indices(attempt, one_head, "one head of two queries and three keys")
+    assert found == [2, 0], (
+        "one head, whose first query looks most at key 2 and whose second at key 0: that should"
+        f" give [2, 0], yours is {found}. A query's weights are a row: the search goes along keys"
     )
-    square = torch.tensor([[0.0, 2.0], [10.0, 30.0]])  # (2, 2)
-    centered = expect_tensor(attempt(square), (2, 2), "a square matrix, centered,")
-    assert not torch.allclose(centered, square - square.mean(dim=-1)), (
-        f"a square matrix becomes {centered.tolist()}: the means of its rows were taken for a row."
-        " They must stand in a column, (2, 1): keepdim=True"
+    # Two heads favor key 0 by a little, one favors key 1 by much; no head but one wants most of it.
+    three = torch.tensor([[[0.5, 0.4, 0.1]], [[0.5, 0.4, 0.1]], [[0.1, 0.8, 0.1]]])  # (3, 1, 3)
+    found = _indices(attempt, three, "three heads of one query")
+    assert found == [1], (
+        "two heads give key 0 a weight of 0.5 and key 1 one of 0.4, a third gives them 0.1 and 0.8:"
+        f" in the mean key 1 leads, yours is {found}. First the mean of the weights, then the search;"
+        " no vote of the heads"
     )
-    rows = torch.tensor([[1.0, 2.0, 6.0], [10.0, 20.0, 60.0]])  # (2, 3)
-    for x, what in ((square, "a square matrix"), (rows, "a matrix of shape (2, 3)")):
-        centered = expect_tensor(attempt(x), x.shape, f"{what}, centered,")
-        means = [round(mean, 3) for mean in centered.mean(dim=-1).tolist()]
-        assert torch.allclose(centered.mean(dim=-1), torch.zeros(2), atol=1e-5), (
-            f"each row should have the mean 0, but {what} comes out with {means}: do you subtract"
-            " each row's own mean, not one for all rows, nor one for each column?"
+    loud = torch.tensor([[[0.9, 0.1, 0.0]], [[0.0, 0.6, 0.4]], [[0.0, 0.6, 0.4]]])  # (3, 1, 3)
+    found = _indices(attempt, loud, "three heads of one query")
+    assert found == [1], (
+        "one head gives key 0 a weight of 0.9, but the mean of key 1 is larger: it should be [1],"
+        f" yours is {found}. A mean over the heads, not the largest weight of any, nor one head alone"
+    )
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((4, 3, 3), (3, 3, 5), (2, 6, 2), (5, 1, 4)):
+        weights = torch.rand(shape, generator=generator)  # (heads, queries, keys)
+        weights = weights / weights.sum(dim=-1, keepdim=True)  # (heads, queries, keys)
+        expected = weights.mean(dim=0).argmax(dim=-1).tolist()
+        found = _indices(attempt, weights, f"weights of shape {shape}")
+        assert found == expected, (
+            f"weights of shape {shape} should give {expected}, yours is {found}: is the mean taken"
+            " over all heads, the first dimension, not of one alone, and the largest looked for among the keys, the last?"
         )
 
 
+def _indices(attempt: Callable[[Tensor], Tensor], weights: Tensor, what: str) -> list[int]:
+    """What an attempt makes of a copy of the weights: whole numbers, one a query."""
+    given = weights.clone()
+    found = attempt(given)
+    assert torch.equal(given, weights), "your function changes the weights it is given: leave them"
+    found = expect_tensor(found, weights.shape[1:2], f"the answer to {what}, one index a query,")
+    assert not found.is_floating_point(), (
+        f"an index is a whole number, yours are {found.tolist()}: the mean of weights comes first, the"
+        " index of the largest after it"
+    )
+    return [int(index) for index in found]
+
+
 @diagnostic("Exercise 0.2")
-def check_tolerance(attempt: Callable[[int], float]) -> None:
-    """Choose a tolerance that holds at any seed and can still fail."""
-    tolerance = attempt(10_000)
-    assert isinstance(tolerance, float), f"a tolerance is one float, not {type(tolerance).__name__}"
-    standard_error = math.sqrt(35 / 12 / 10_000)
-    assert tolerance < 0.2 - 5 * standard_error, (
-        f"a tolerance of {tolerance:.3g} lets a die of mean 3.7 pass at some seed: it is too generous"
-    )
-    generator = torch.Generator().manual_seed(0)
-    means = torch.randint(1, 7, (400, 10_000), generator=generator).float().mean(dim=-1)  # (runs,)
-    failures = int(((means - 3.5).abs() >= tolerance).sum())
-    assert failures == 0, (
-        f"a fair die fails your claim in {failures} of 400 runs: {tolerance:.3g} is too strict"
-    )
-    assert tolerance > 0.065, (
-        f"{tolerance:.3g} held in 400 runs, but is under four standard errors: a seed will break it"
-    )
-    ratio = attempt(40_000) / tolerance
-    assert abs(ratio - 0.5) < 0.01, (
-        f"four times the throws should halve the tolerance; yours becomes {ratio:.3g} of it"
-    )
+def check_sentences_needed(attempt: Callable[[float, float], int]) -> None:
+    """The fewest sentences for which a mean lies five standard errors from 0."""
 
+    def needed(mean: float, deviation: float) -> int:
+        count = attempt(mean, deviation)
+        assert isinstance(count, int) and not isinstance(count, bool), (
+            f"a number of sentences is a whole number, an int; yours is {count!r}"
+        )
+        return count
 
-@diagnostic("Exercise 0.3")
-def check_predicted_shape(attempt: Callable[[], tuple[int, ...]]) -> None:
-    """Predict the shape of query @ key.transpose(-2, -1)."""
-    shape = tuple(attempt())
-    assert len(shape) == 4, (
-        f"four dimensions go in and four come out; yours has {len(shape)}: {shape}"
+    count = needed(1.25, 0.5)
+    assert count != 2, (
+        "with a mean of 1.25 and a deviation of 0.5, 2 sentences have a standard error of 0.35, and five"
+        " of these are more than 1.25. You have found the root of n: square it"
     )
-    assert shape[:2] == (2, 3), (
-        f"batch and heads, (2, 3), only come along; yours begins with {shape[:2]}"
+    assert count != 5, (
+        "with 4 sentences a mean of 1.25 lies exactly five standard errors of 0.25 from 0: that is"
+        " enough, yours asks for 5"
     )
-    assert 8 not in shape[2:], f"d_k = 8 is summed over, so it does not remain; yours is {shape}"
-    scores = torch.zeros(2, 3, 5, 8) @ torch.zeros(2, 3, 7, 8).transpose(-2, -1)  # (2, 3, 5, 7)
-    assert shape == tuple(scores.shape), (
-        f"one row for each query, one column for each key; yours is {shape}"
+    assert count == 4, (
+        "with a mean of 1.25 and a deviation of 0.5 it takes 4 sentences: 0.5 / 2 = 0.25, and five of"
+        f" these are 1.25; yours is {count}"
     )
+    for mean, deviation in (
+        (0.5, 0.33),
+        (0.5, 0.31),
+        (0.02, 0.3),
+        (0.1, 0.9),
+        (3.0, 0.2),
+        (7.0, 2.1),
+    ):
+        count, expected = needed(mean, deviation), math.ceil((5 * deviation / mean) ** 2)
+        case = f"mean {mean}, deviation {deviation}: yours is {count}"
+        assert count >= 1, f"{case}: at least one sentence is needed to have a mean at all"
+        errors = mean / (deviation / math.sqrt(count))
+        assert errors >= 5, (
+            f"{case}, but then the mean is only {errors:.2f} standard errors from 0: too few. Is the"
+            " number rounded up?"
+        )
+        assert count <= expected, (
+            f"{case}, but {expected} are enough: too many. Is it the fewest for five standard errors?"
+        )

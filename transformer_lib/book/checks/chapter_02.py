@@ -1,146 +1,318 @@
 """The checks of chapter 2's exercises."""
 
 import math
+import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from transformer_lib.book.checks import diagnostic, expect_tensor
 
 
+def _on_copies(attempt: Callable[..., Any], *tensors: Tensor) -> Any:
+    """What the attempt makes of copies; it should leave them as they are."""
+    copies = [tensor.clone() for tensor in tensors]
+    answer = attempt(*copies)
+    for copy, tensor in zip(copies, tensors, strict=True):
+        assert torch.equal(copy, tensor), (
+            "your function changes an argument in place: work on a new tensor, the caller still needs the old one"
+        )
+    return answer
+
+
 @diagnostic("Exercise 2.1")
-def check_length_mask(attempt: Callable[[Tensor, int], Tensor]) -> None:
-    """Check a mask of lengths: type and shape, then which side is allowed, then the edge, then an empty sentence."""
-    value = attempt(torch.tensor([2, 4, 1]), 4)
-    assert tuple(value.shape) != (3, 4), (
-        "the mask has shape (batch, keys): between them the queries need an axis of length 1, "
-        "or it is taken for (queries, keys)"
+def check_declining_lookup(attempt: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Check softmax with 1 in its denominator: shape, one key, mistakes by name, batches, huge, low, forbidden."""
+    generator = torch.Generator().manual_seed(0)
+
+    def run(scores: Tensor, value: Tensor) -> Tensor:
+        shape = (*scores.shape[:-1], value.size(-1))
+        what = f"the output for scores {tuple(scores.shape)} and values {tuple(value.shape)}"
+        return expect_tensor(_on_copies(attempt, scores, value), shape, what)
+
+    one = run(torch.zeros(1, 1), torch.tensor([[6.0, -2.0]]))
+    assert not torch.allclose(one, torch.tensor([[6.0, -2.0]])), (
+        "a single key with score 0 gets weight 1, as in the plain softmax: where is the 1 in the denominator?"
     )
-    mask = expect_tensor(value, (3, 1, 4), "the mask for lengths 2, 4, 1")
-    assert mask.dtype == torch.bool, f"the mask should be boolean, yours is {mask.dtype}"
-    allowed = mask[:, 0].tolist()
-    real = [[True, True, False, False], [True] * 4, [True, False, False, False]]
-    assert allowed != [[not word for word in row] for row in real], (
-        "upside down: True means allowed, and the real words are allowed"
+    assert torch.allclose(one, torch.tensor([[3.0, -1.0]])), (
+        f"a single key with score 0 should get the weight 1 / (1 + 1), so that half of its value comes out, (3, -1), not {one[0].tolist()}"
     )
-    assert allowed[1] == [True] * 4 or allowed[0] != [True, False, False, False], (
-        "one word too few: key j is real if j < length (the first key is number 0)"
+    scores, value = torch.randn(3, 4, generator=generator), torch.randn(4, 2, generator=generator)
+    exponentials = scores.exp()  # (queries, keys)
+    output = run(scores, value)
+    shifted = (scores - scores.amax(dim=-1, keepdim=True)).exp()
+    mistakes = {
+        "the softmax is over the queries: dim=-1 is the axis of the keys": (
+            exponentials / (1 + exponentials.sum(dim=-2, keepdim=True))
+        )
+        @ value,
+        "after subtracting the largest score the 1 is no longer 1: e^0 has become e^(-largest)": (
+            shifted / (1 + shifted.sum(dim=-1, keepdim=True))
+        )
+        @ value,
+        "the 1 is added after the division: it belongs into the denominator": scores.softmax(dim=-1)
+        @ value
+        / 2,
+        "the sum runs over all queries: each query has a denominator of its own": (
+            exponentials / (1 + exponentials.sum())
+        )
+        @ value,
+    }
+    for message, wrong in mistakes.items():
+        assert not torch.allclose(output, wrong, atol=1e-5), message
+    right = exponentials / (1 + exponentials.sum(dim=-1, keepdim=True)) @ value
+    assert torch.allclose(output, right, atol=1e-5), (
+        f"three queries, four keys: the outputs should be {right.tolist()}, yours are {output.tolist()}"
     )
-    assert allowed[0] != [True, True, True, False], (
-        "one word too many: key j is real if j < length (the first key is number 0)"
+    scores, value = torch.randn(2, 3, 5, 6), torch.randn(2, 3, 6, 4)
+    right = F.pad(scores, (0, 1)).softmax(dim=-1)[..., :-1] @ value
+    assert torch.allclose(run(scores, value), right, atol=1e-5), (
+        "two leading dimensions are off: count axes from the end"
     )
-    assert allowed == real, f"lengths 2, 4, 1 should allow {real}, yours allows {allowed}"
-    assert not attempt(torch.tensor([0, 3]), 3)[0].any(), "an empty sentence allows nothing"
+    high = torch.tensor([[1000.0, 999.0, -1000.0]])
+    output = run(high, torch.eye(3))
+    assert output.isfinite().all(), (
+        "scores of 1000 overflow: subtract the largest score first, or let torch's softmax do it"
+    )
+    assert torch.allclose(output, high.softmax(dim=-1), atol=1e-5), (
+        f"beside a score of 1000 the extra key should not count, the weights should be {high.softmax(dim=-1).tolist()}, yours are {output.tolist()}"
+    )
+    output = run(torch.tensor([[-1000.0, -1001.0]]), torch.eye(2))
+    assert output.isfinite().all(), (
+        "scores of -1000 give NaN or infinity: relative to them the 1 is huge. Subtract the largest score or 0, whichever is larger"
+    )
+    assert output.abs().max() < 1e-6, (
+        f"where all scores are -1000 the query should decline, but {output.tolist()} comes out"
+    )
+    forbidden = torch.tensor([[0.5, -math.inf], [-math.inf, -math.inf]])
+    output = run(forbidden, torch.tensor([[2.0], [7.0]]))
+    assert output.isfinite().all(), (
+        "a query with forbidden keys only gets NaN: with the extra key among the others there is always one that is allowed"
+    )
+    expected = torch.tensor([[2 / (1 + math.exp(-0.5))], [0.0]])
+    assert torch.allclose(output, expected, atol=1e-5), (
+        f"with forbidden keys the output should be {expected.flatten().tolist()}, yours is {output.flatten().tolist()}"
+    )
+
+
+def _temperature(scores: Tensor, share: float) -> float:
+    """By halving, in double precision."""
+    cold, hot = 1e-9, 1e9
+    for _ in range(200):
+        middle = math.sqrt(cold * hot)
+        if (scores.double() / middle).softmax(dim=-1).max() > share:
+            cold = middle
+        else:
+            hot = middle
+    return middle
 
 
 @diagnostic("Exercise 2.2")
 def check_temperature(attempt: Callable[[Tensor, float], float]) -> None:
-    """Check a search for a temperature: two keys in closed form, scores ten times as large, shifted, then more keys."""
-    two = float(attempt(torch.tensor([1.0, 0.0]), 0.99))
-    right = 1 / math.log(99)  # from 1 / (1 + exp(-1 / T)) = 0.99
-    assert math.isfinite(two) and two > 0, f"a temperature is a positive number, got {two}"
-    assert abs(two * right - 1) > 0.01, (
-        f"for scores 1 and 0 you return {two:.3f}, which is one over the temperature: "
-        "scores are divided by it"
-    )
-    assert abs(two / right - 1) < 0.01, (
-        f"for scores 1 and 0 and a share of 0.99 the temperature is 1 / ln 99 = {right:.3f}, yours is {two:.3f}"
-    )
-    ten = float(attempt(torch.tensor([10.0, 0.0]), 0.99))
-    assert abs(ten / (10 * right) - 1) < 0.01, (
-        f"scores ten times as large need a temperature ten times as high, {10 * right:.2f}, yours is {ten:.2f}: "
-        "does your interval reach that far?"
-    )
-    shifted = float(attempt(torch.tensor([501.0, 500.0]), 0.99))
-    assert abs(shifted / right - 1) < 0.02, (
-        f"adding 500 to both scores should change nothing, but you return {shifted:.3f}: do you subtract the largest?"
-    )
-    for share in (0.5, 0.99):
-        scores = torch.tensor([0.2, 1.0, 0.7, -0.4, 0.7])
-        temperature = float(attempt(scores, share))
-        found = (scores / temperature).softmax(dim=-1).max().item()
-        assert abs(found - share) < 0.002, (
-            f"five keys, share {share}: at your temperature {temperature:.3f} the best key gets {found:.3f}; "
-            "do all the keys count, and does the share?"
+    """Check a search for a temperature: two keys in closed form, larger and smaller gaps, shifts, more keys, shares."""
+
+    def run(scores: list[float], share: float) -> tuple[float, float]:
+        tensor = torch.tensor(scores)
+        answer = float(_on_copies(lambda copy: attempt(copy, share), tensor))
+        assert math.isfinite(answer) and answer > 0, (
+            f"scores {scores}, share {share}: a temperature is a positive number, got {answer}"
         )
+        return answer, _temperature(tensor, share)
+
+    found, right = run([1.0, 0.0], 0.99)  # 1 / ln 99
+    assert abs(found * right - 1) > 0.01, (
+        f"for scores 1 and 0 you return {found:.3f}, which is one over the temperature: scores are divided by it"
+    )
+    assert abs(found / right - 1) < 0.01, (
+        f"for scores 1 and 0 and a share of 0.99 the temperature is 1 / ln 99 = {right:.3f}, yours is {found:.3f}"
+    )
+    for gap in (10.0, 1000.0, 0.001):
+        found, right = run([gap, 0.0], 0.99)
+        assert abs(found / right - 1) < 0.01, (
+            f"a gap of {gap} needs {gap} times the temperature of a gap of 1, {right:.3g}, yours is {found:.3g}: does your interval reach that far?"
+        )
+    for shift, word in ((500.0, "adding 500 to"), (-3.0, "subtracting 3 from")):
+        found, right = run([shift, 1 + shift], 0.99)
+        assert abs(found / right - 1) < 0.01, (
+            f"{word} all scores should change nothing, the temperature is {right:.3f}, but you return {found:.3f}: do you subtract the largest score, and look for it?"
+        )
+    found, right = run([1.0, 0.0], 0.75)
+    assert abs(found / right - 1) < 0.01, (
+        f"for scores 1 and 0 and a share of 0.75 the temperature is {right:.3f}, yours is {found:.3f}: do you use the share?"
+    )
+    for scores in ([0.2, 1.0, 0.7, -0.4, 0.7], [-7.0, -3.0, -2.5, -9.0]):
+        for share in (0.99, 0.5, 0.3):
+            found, right = run(scores, share)
+            assert abs(found / right - 1) < 0.01, (
+                f"scores {scores}, share {share}: the temperature is {right:.3f}, yours is {found:.3f}; do all the keys count?"
+            )
 
 
 @diagnostic("Exercise 2.3")
-def check_additive_similarity(
-    attempt: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor],
-) -> None:
-    """Check the additive score: its shape, then where tanh and v stand, then all numbers, then a batch."""
+def check_nearest(attempt: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+    """Check wider queries and keys: shapes, then mistakes by name, then that each is made of its own alone, then batches."""
     generator = torch.Generator().manual_seed(0)
-    query, key = torch.randn(3, 2, generator=generator), torch.randn(5, 4, generator=generator)
-    w_query, w_key = torch.randn(2, 6, generator=generator), torch.randn(4, 6, generator=generator)
-    v = torch.randn(6, generator=generator)
-    scores = attempt(query, key, w_query, w_key, v)
-    assert tuple(scores.shape) != (5, 3), (
-        "the scores are transposed: rows are queries, columns are keys"
-    )
-    assert tuple(scores.shape) != (3, 5, 6), (
-        "there is still a vector for each pair: v should turn it into a number"
-    )
-    scores = expect_tensor(scores, (3, 5), "the scores of 3 queries and 5 keys")
-    added = (query @ w_query)[:, None] + (key @ w_key)[None]  # (queries, keys, hidden)
-    mistakes = {
-        "the tanh is missing: without it the softmax does not hear the query": added @ v,
-        "the tanh is missing, and so is v": added.sum(dim=-1),
-        "v is missing: you add up the hidden units as they are": added.tanh().sum(dim=-1),
-        "the tanh stands outside: it belongs before v": (added @ v).tanh(),
-        "the tanh comes before the sum: add first, or the softmax does not hear the query": (
-            (query @ w_query).tanh()[:, None] + (key @ w_key).tanh()[None]
+
+    def run(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        pair = _on_copies(attempt, query, key)
+        assert isinstance(pair, tuple | list) and len(pair) == 2, (
+            f"return two tensors, the new queries and the new keys, not {type(pair).__name__}"
         )
-        @ v,
+        new_query, new_key = pair
+        for name, new, old in (("queries", new_query, query), ("keys", new_key, key)):
+            assert isinstance(new, Tensor), f"the new {name} should be a tensor, not {type(new)}"
+            assert new.shape[:-1] == old.shape[:-1], (
+                f"the new {name} may be wider than {tuple(old.shape)}, but not otherwise different in shape, yours are {tuple(new.shape)}"
+            )
+        assert new_query.size(-1) == new_key.size(-1), (
+            f"new queries and keys should have one width, yours are {new_query.size(-1)} and {new_key.size(-1)} wide: a feature of the key needs a partner in the query"
+        )
+        return new_query, new_key
+
+    query, key = torch.randn(4, 3, generator=generator), torch.randn(6, 3, generator=generator)
+    key *= torch.linspace(0.2, 3, 6)[:, None]  # lengths that differ
+    new_query, new_key = run(query, key)
+    weights = (new_query @ new_key.mT).softmax(dim=-1)  # (queries, keys)
+    product, square = query @ key.T, key.square().sum(dim=-1)
+    mistakes = {
+        "the weights are those of q.k alone: the length of the keys is still missing": product,
+        "long keys are rewarded, they should be punished: mind the sign of |k|^2": product
+        + square / 2,
+        "the term of the keys is twice too large: the half in front stands before |k|^2, too": product
+        - square,
+        "q.k is half of what it should be: (q - k)^2 holds it twice, and half of that is once": product
+        / 2
+        - square / 2,
+        "these are the weights of -|q - k|^2, without the half": 2 * product - square,
+        "|k| is not squared": product - square.sqrt() / 2,
+        "upside down: the nearest key gets the least weight": square / 2 - product,
     }
-    for message, wrong in mistakes.items():
-        assert not torch.allclose(scores, wrong, atol=1e-5), message
-    assert torch.allclose(scores, added.tanh() @ v, atol=1e-5), (
-        "the shape is right, the numbers are not: left to suspect are the maps (query with w_query, key with w_key)"
+    for message, scores in mistakes.items():
+        assert not torch.allclose(weights, scores.softmax(dim=-1), atol=1e-5), message
+    distance = (query[:, None] - key[None]).square().sum(dim=-1)  # (queries, keys)
+    right = (-distance / 2).softmax(dim=-1)
+    assert torch.allclose(weights, right, atol=1e-4), (
+        f"the weights are off: for the first query they should be {right[0].tolist()}, yours are {weights[0].tolist()}"
     )
-    batched = attempt(query.expand(7, 3, 2), key.expand(7, 5, 4), w_query, w_key, v)
-    assert tuple(batched.shape) == (7, 3, 5) and torch.allclose(
-        batched, scores.expand(7, 3, 5), atol=1e-5
-    ), "a batch is off: count the new axes from the end, with unsqueeze(-2) and unsqueeze(-3)"
+    other_query, _ = run(query, 2 * key)
+    assert torch.allclose(other_query, new_query, atol=1e-5), (
+        "with other keys the new queries change: a new query may be made of its own query only"
+    )
+    _, other_key = run(query[:1] + 1, key)
+    assert torch.allclose(other_key, new_key, atol=1e-5), (
+        "with other queries the new keys change: a new key may be made of its own key only"
+    )
+    first_query, first_key = run(query[:2], key[:2])
+    assert torch.allclose(first_query, new_query[:2], atol=1e-5), (
+        "a new query depends on the queries beside it"
+    )
+    assert torch.allclose(first_key, new_key[:2], atol=1e-5), (
+        "a new key depends on the keys beside it: is the sum over dim=-1?"
+    )
+    query, key = torch.randn(2, 5, 4, 7), torch.randn(2, 5, 3, 7)
+    new_query, new_key = run(query, key)
+    distance = (query.unsqueeze(-2) - key.unsqueeze(-3)).square().sum(dim=-1)
+    assert torch.allclose(
+        (new_query @ new_key.mT).softmax(dim=-1), (-distance / 2).softmax(dim=-1), atol=1e-4
+    ), "leading dimensions are off: count axes from the end"
+
+
+class _Score(float):
+    """A number that a weak reference can watch."""
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Notes how many numbers the largest tensor holds that is made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.numbers = max(self.numbers, result.numel())
+        return result
 
 
 @diagnostic("Exercise 2.4")
 def check_one_pass_lookup(attempt: Callable[[Iterator[tuple[float, Tensor]]], Tensor]) -> None:
-    """Check a lookup in one pass: one pair, equal scores, falling scores, rising scores, then huge ones."""
+    """Check a lookup in one pass: one pair, equal, falling, rising, all low and huge scores; then what it keeps."""
 
-    def run(scores: list[float], what: str) -> tuple[Tensor, Tensor]:
-        values = torch.arange(2.0 * len(scores)).view(-1, 2).square()
+    def run(scores: list[float], what: str, width: int = 2) -> tuple[Tensor, Tensor]:
+        values = torch.arange(float(width * len(scores))).view(-1, width).square() - 3
+        given = values.clone()
         try:
-            output = attempt(iter(list(zip(scores, values.clone(), strict=True))))
+            output = attempt(iter(list(zip(scores, given, strict=True))))
         except OverflowError:
             raise AssertionError(
                 f"{what}: an exponential overflows; subtract the largest score so far before exp"
             ) from None
-        expected = torch.tensor(scores).softmax(dim=0) @ values
-        output = expect_tensor(output, (2,), f"the output for {what}")
-        assert not output.isnan().any(), (
-            f"{what}: NaN; subtract the largest score so far, and mind the start: "
-            "minus infinity less minus infinity is NaN"
+        except ZeroDivisionError:
+            raise AssertionError(
+                f"{what}: the sum of exponentials is 0; does your largest score start at 0? Start with the first one"
+            ) from None
+        output = expect_tensor(output, (width,), f"the output for {what}")
+        assert torch.equal(given, values), (
+            f"{what}: your function changes a value in place; it belongs to the caller, so add up in a tensor of your own"
         )
-        return output, expected
+        return output, torch.tensor(scores, dtype=torch.float64).softmax(dim=0).float() @ values
+
+    def close(output: Tensor, expected: Tensor) -> bool:
+        return torch.allclose(output, expected, rtol=1e-4, atol=1e-4)
 
     output, expected = run([0.5], "one pair")
-    assert torch.allclose(output, expected), (
-        f"with one pair its value must come out, {expected}, not {output}"
+    assert not output.isnan().any(), (
+        "one pair: NaN; mind the start: minus infinity less minus infinity is NaN"
     )
-    output, expected = run([1.0, 1.0, 1.0], "three equal scores")
-    assert torch.allclose(output, expected), (
-        f"with equal scores the mean must come out, {expected}, not {output}: do you divide by the sum of exponentials?"
+    assert close(output, expected), (
+        f"with one pair its value must come out, {expected.tolist()}, not {output.tolist()}"
+    )
+    output, expected = run([1.0, 1.0, 1.0], "three equal scores", 3)
+    assert close(output, expected), (
+        f"with equal scores the mean must come out, {expected.tolist()}, not {output.tolist()}: do you divide by the sum of exponentials?"
     )
     output, expected = run([2.0, 1.0, -1.0], "falling scores")
-    assert torch.allclose(output, expected), (
-        f"falling scores are off, {output} for {expected}: each value counts with exp(score - largest)"
+    assert close(output, expected), (
+        f"falling scores are off, {output.tolist()} for {expected.tolist()}: each value counts with exp(score - largest)"
     )
     output, expected = run([-1.0, 1.0, 2.0, 0.0], "rising scores")
-    assert torch.allclose(output, expected), (
-        f"falling scores are right, rising ones are off, {output} for {expected}: when a new largest score comes, "
-        "both sums so far must be multiplied by exp(old largest - new largest)"
+    assert close(output, expected), (
+        f"falling scores are right, rising ones are off, {output.tolist()} for {expected.tolist()}: when a new largest score comes, both sums so far must be multiplied by exp(old largest - new largest)"
     )
+    for scores in ([-900.0, -901.0, -899.0], [-2000.0], [-3e5, -2e5]):
+        output, expected = run(scores, f"low scores {scores}")
+        assert output.isfinite().all() and close(output, expected), (
+            f"low scores {scores} are off, {output.tolist()} for {expected.tolist()}: does your largest score start at 0, or at a number that is not low enough? Start with the first one"
+        )
     output, expected = run([-2000.0, 1000.0, 1001.0, -3000.0], "huge scores")
-    assert torch.allclose(output, expected), f"huge scores are off, {output} for {expected}"
+    assert not output.isnan().any(), (
+        "huge scores: NaN; subtract the largest score so far before every exp"
+    )
+    assert close(output, expected), (
+        f"huge scores are off, {output.tolist()} for {expected.tolist()}"
+    )
+
+    alive: list[weakref.ref[Any]] = []
+    most = 0
+
+    def stream(length: int) -> Iterator[tuple[float, Tensor]]:
+        nonlocal most
+        for i in range(length):
+            most = max(most, sum(ref() is not None for ref in alive))
+            score, value = _Score(math.sin(i)), torch.full((2,), float(i))
+            alive.extend((weakref.ref(score), weakref.ref(value)))
+            yield score, value
+            del score, value
+
+    with _LargestTensor() as watch:
+        output = attempt(stream(60))
+    assert most <= 12 and watch.numbers <= 24, (
+        "your function keeps the pairs it has read, or collects them in a growing tensor: keep the largest score and two sums, and forget each pair"
+    )
+    expected = torch.tensor([math.sin(i) for i in range(60)]).softmax(dim=0) @ torch.arange(60.0)
+    assert close(output, expected.expand(2)), (
+        f"sixty pairs are off, {output.tolist()} for {expected.item()}"
+    )

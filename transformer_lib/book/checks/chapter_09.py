@@ -1,6 +1,9 @@
 """The checks of chapter 9's exercises."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +12,39 @@ from torch import Tensor
 from transformer_lib.book.checks import diagnostic, expect_tensor
 
 
+@contextmanager
+def _without(what: str, *names: str) -> Iterator[None]:
+    """Refuse the calls of what an exercise forbids."""
+
+    def refuse(*_args: Any, **_keywords: Any) -> None:
+        raise AssertionError(f"this exercise is to be solved without {what}")
+
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(mock.patch(name, refuse))
+        yield
+
+
+def _call(attempt: Callable[..., Any], *given: Any) -> Any:
+    """What an attempt makes of copies of its arguments, which it should leave as they are."""
+    copies = [x.clone() if isinstance(x, Tensor) else x for x in given]
+    answer = attempt(*copies)
+    for number, (before, after) in enumerate(zip(given, copies, strict=True), start=1):
+        assert not isinstance(before, Tensor) or torch.equal(before, after), (
+            f"your function changes its argument number {number} in place: work on a new tensor"
+        )
+    return answer
+
+
 @diagnostic("Exercise 9.1")
 def check_layer_norm(attempt: Callable[..., Tensor]) -> None:
     """Known numbers: eps 0 isolates the variance, a large eps its place; then gain, shift, batch."""
+    names = ("torch.nn.functional.layer_norm", "torch.layer_norm", "torch.native_layer_norm")
+    with _without("torch's layer norm", *names):
+        _check_layer_norm(lambda *given: _call(attempt, *given))
+
+
+def _check_layer_norm(attempt: Callable[..., Tensor]) -> None:
     one, zero = torch.ones(2), torch.zeros(2)
     pair = expect_tensor(
         attempt(torch.tensor([[4.0, 8.0]]), one, zero, 0.0), (1, 2), "the norm of one position"
@@ -56,6 +89,13 @@ def check_layer_norm(attempt: Callable[..., Tensor]) -> None:
     assert means.abs().max() < 1e-3, message
     message = f"right for one position; in a batch the standard deviations are {stds.flatten().tolist()}: which axis?"
     assert (stds - 1).abs().max() < 1e-2, message
+    # other sizes, and a gain and a shift that differ from feature to feature
+    rows, (gain, shift) = torch.arange(35.0).reshape(5, 7) ** 1.5, torch.rand(2, 7) + 0.5
+    mean = rows.mean(dim=-1, keepdim=True)  # (positions, 1)
+    std = torch.sqrt((rows - mean).square().mean(dim=-1, keepdim=True) + 0.1)  # (positions, 1)
+    normed = expect_tensor(attempt(rows, gain, shift, 0.1), (5, 7), "the norm of five positions")
+    gap = (normed - ((rows - mean) / std * gain + shift)).abs().max().item()
+    assert gap < 1e-3, f"with 5 positions of 7 features it is off by {gap:.2g}: is a size built in?"
 
 
 @diagnostic("Exercise 9.2")
@@ -144,18 +184,27 @@ def check_stream_growth(attempt: Callable[..., tuple[float, float]]) -> None:
 @diagnostic("Exercise 9.4")
 def check_layer_norm_gradient(attempt: Callable[..., Tensor]) -> None:
     """Two directions in which nothing can flow, because the norm removes them; then the size; then autograd."""
+    names = (
+        *("torch.autograd.grad", "torch.autograd.backward", "torch.Tensor.backward"),
+        *("torch.func.grad", "torch.func.vjp", "torch.autograd.functional.vjp"),
+    )
     generator = torch.Generator().manual_seed(9)
     x, upstream = (
         torch.randn(2, 3, 6, generator=generator),
         torch.randn(2, 3, 6, generator=generator),
     )
+
+    def by_hand(*given: Any) -> Any:
+        with _without("autograd", *names):
+            return _call(attempt, *given)
+
     flat = expect_tensor(
-        attempt(x, torch.ones(2, 3, 6), 1e-5), (2, 3, 6), "the gradient of a (2, 3, 6) batch"
+        by_hand(x, torch.ones(2, 3, 6), 1e-5), (2, 3, 6), "the gradient of a (2, 3, 6) batch"
     )
     message = "a constant upstream should give 0, since adding a constant to x changes nothing: see the mean"
     assert flat.abs().max() < 1e-4, message
     through_std = (
-        (attempt(x, upstream, 1e-8) * (x - x.mean(dim=-1, keepdim=True)))
+        (by_hand(x, upstream, 1e-8) * (x - x.mean(dim=-1, keepdim=True)))
         .sum(dim=-1)
         .abs()
         .max()
@@ -168,8 +217,14 @@ def check_layer_norm_gradient(attempt: Callable[..., Tensor]) -> None:
     leaf = x.clone().requires_grad_()
     for eps in (1e-5, 0.1):
         (expected,) = torch.autograd.grad(F.layer_norm(leaf, (6,), eps=eps), leaf, upstream)
-        got = attempt(x, upstream, eps)
+        got = by_hand(x, upstream, eps)
         ratio = (got / expected).median().item()
         gap = (got - expected).abs().max().item()
         message = f"with eps {eps} off by {gap:.2g}, and {ratio:.2f} times as large as it should be"
         assert gap < 1e-4, message
+    wide, flow = torch.randn(2, 4, 9, generator=generator)  # (positions, d_model) each
+    leaf = (5 * wide).requires_grad_()
+    (expected,) = torch.autograd.grad(F.layer_norm(leaf, (9,), eps=0.1), leaf, flow)
+    got = expect_tensor(by_hand(5 * wide, flow, 0.1), (4, 9), "the gradient of four positions")
+    gap = (got - expected).abs().max().item()
+    assert gap < 1e-4, f"with 4 positions of 9 features off by {gap:.2g}: is a size built in?"

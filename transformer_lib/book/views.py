@@ -1,0 +1,299 @@
+"""Attention to be looked at and played with: in the book, in JupyterLab, in Colab, from a file."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from importlib import resources
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from transformer_lib.inspection import record_attention
+from transformer_lib.tokenizer import BOS_ID, EOS_ID, check_texts, encode_texts
+from transformer_lib.transformer import evaluating
+from transformer_lib.translator import Translator
+
+Weights = Tensor | Sequence[Tensor]
+Tokens = Sequence[str]
+
+
+@dataclass(frozen=True)
+class AttentionGroup:
+    """Attention of one kind: layers[layer][head] holds thousandths, each query's keys in turn."""
+
+    name: str
+    queries: list[str]
+    keys: list[str]
+    layers: list[list[list[int]]]
+
+    @classmethod
+    def read(cls, name: str, weights: Weights, queries: Tokens, keys: Tokens) -> "AttentionGroup":
+        """Round the weights; ValueError if they do not fit the tokens, or are no weights."""
+        check_texts(queries)
+        check_texts(keys)
+        of = f" of {name!r}" if name else ""
+        if isinstance(weights, Tensor) and weights.dim() < 4:
+            weights = [weights]
+        layers = [layer.detach().float().cpu() for layer in weights]
+        for layer in layers:  # (heads, queries, keys)
+            if layer.dim() != 3 or layer.shape[1:] != (len(queries), len(keys)) or 0 in layer.shape:
+                raise ValueError(
+                    f"weights{of} of shape {tuple(layer.shape)} a layer do not fit {len(queries)} "
+                    f"queries and {len(keys)} keys: they should be (heads, queries, keys)"
+                )
+            if not (layer.min() >= 0 and layer.max() < 1.001):  # NaN is refused, too
+                raise ValueError(
+                    f"weights{of} should lie between 0 and 1, "
+                    f"they go from {layer.min():.3g} to {layer.max():.3g}"
+                )
+        if not layers:
+            raise ValueError(f"weights{of} have no layer")
+        rounded = [(1000 * layer).round().int().flatten(1).tolist() for layer in layers]
+        return cls(name, _visible(queries), _visible(keys), rounded)
+
+
+@dataclass(frozen=True)
+class AttentionView:
+    """An interactive view of attention, which a notebook shows if it is a cell's last expression.
+
+    `start` is the group, layer and head that it shows first.
+    """
+
+    groups: list[AttentionGroup]
+    start: tuple[int, int, int]
+    caption: str = ""
+
+    def _repr_html_(self) -> str:
+        static = resources.files("transformer_lib.book") / "static"
+        style = (static / "attention-view.css").read_text(encoding="utf-8")
+        script = (static / "attention-view.js").read_text(encoding="utf-8")
+        start = dict(zip(("group", "layer", "head"), self.start, strict=True))
+        data = json.dumps(
+            {"start": start, "groups": [asdict(group) for group in self.groups]},
+            ensure_ascii=False,
+            separators=(",", ":"),
+        ).replace("<", "\\u003c")  # a token "</script>" must not end the script
+        # Where scripts do not run, the table stays; where they do, the script replaces it.
+        return (
+            '<figure class="tpp-view mathjax_ignore tex2jax_ignore" style="margin: 1em 0">\n'
+            f"{self._table()}\n"
+            + (f"<figcaption>{escape(self.caption)}</figcaption>\n" if self.caption else "")
+            + f"<style>\n{style}</style>\n"
+            f'<script type="application/json">{data}</script>\n'
+            f"<script>\n{script}</script>\n</figure>"
+        )
+
+    def __repr__(self) -> str:
+        kinds = [
+            f"{group.name or 'attention'} of {len(group.queries)} to {len(group.keys)} tokens, "
+            f"heads of its layers: {[len(heads) for heads in group.layers]}"
+            for group in self.groups
+        ]
+        return f"AttentionView({'; '.join(kinds)})"
+
+    def _table(self) -> str:
+        """The head shown first as a table with shaded cells, in percent."""
+        number, layer, head = self.start
+        group = self.groups[number]
+        title = f"{group.name + ', ' if group.name else ''}layer {layer}, head {head}, in percent: "
+        title += "each row looks at the columns"
+        heads = "".join(
+            f'<th scope="col" style="{_UPRIGHT}">{escape(key)}</th>' for key in group.keys
+        )
+        rows = ""
+        for i, query in enumerate(group.queries):
+            weights = group.layers[layer][head][i * len(group.keys) : (i + 1) * len(group.keys)]
+            cells = "".join(
+                f"<td{_shading(weight)}>{round(weight / 10)}</td>" for weight in weights
+            )
+            rows += f'<tr><th scope="row" style="padding:2px; text-align:right">{escape(query)}</th>{cells}</tr>\n'
+        return (
+            '<div class="tpp-static" tabindex="0" role="region" aria-label="Attention weights" '
+            'style="overflow-x: auto">\n'
+            f"{escape(title)}\n"
+            '<table style="border-collapse: collapse; font-size: 11px; text-align: center">\n'
+            f"<thead><tr><td></td>{heads}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>"
+        )
+
+
+_UPRIGHT = "padding:2px; writing-mode:vertical-rl; white-space:nowrap; text-align:right"
+
+
+def _shading(weight: int) -> str:
+    """The style of a cell that shows a weight, in thousandths, as the script shades a token."""
+    color = f";background-color:rgba(213, 94, 0, {0.55 * (weight / 1000) ** 0.6:.2f})"
+    return f' style="padding:2px{color if weight >= 5 else ""}"'
+
+
+def _visible(tokens: Tokens) -> list[str]:
+    """Tokens as they are shown: white space that would not be seen has signs."""
+    shown = []
+    for token in tokens:
+        token = token.replace("\n", "⏎").replace("\t", "⇥")
+        shown.append(token if token.strip() else token.replace(" ", "␣") or "∅")
+    return shown
+
+
+def attention_view(
+    weights: Weights | Mapping[str, Weights],
+    queries: Tokens | Mapping[str, Tokens],
+    keys: Tokens | Mapping[str, Tokens] | None = None,
+    *,
+    start: tuple[Any, ...] | None = None,
+    caption: str = "",
+) -> AttentionView:
+    """Show attention weights: choose a head, point at a token, see where it looks.
+
+    Args:
+        weights: (layers, heads, queries, keys), (heads, queries, keys), or a list of the latter, one
+            a layer, where layers differ in their heads. Or a dictionary: name of a group -> such weights.
+        queries: the tokens that look. Of several groups: name -> tokens.
+        keys: the tokens that are looked at; the queries if None.
+        start: layer and head to be shown first, counted from 0 like all of the view's numbers, of
+            several groups (group, layer, head). By default the first.
+        caption: what stands below.
+
+    Returns:
+        The view, in a notebook; without JavaScript a table of the head shown first.
+
+    Raises:
+        ValueError: if the weights' shape does not fit the tokens, a weight is not between 0 and 1,
+            or there is no such start.
+    """
+    keys = queries if keys is None else keys
+    if not isinstance(weights, Mapping):
+        weights, queries, keys = {"": weights}, {"": queries}, {"": keys}  # type: ignore[dict-item]
+        start = start and ("", *start)
+    if not isinstance(queries, Mapping) or not isinstance(keys, Mapping):
+        raise ValueError(f"weights have the groups {list(weights)}, queries and keys have none")
+    if not (weights.keys() == queries.keys() == keys.keys()) or not weights:
+        raise ValueError(
+            f"weights have the groups {list(weights)}, queries {list(queries)}, keys {list(keys)}"
+        )
+    groups = [
+        AttentionGroup.read(name, weights[name], queries[name], keys[name]) for name in weights
+    ]
+    return AttentionView(groups, _find(groups, start), caption)
+
+
+def _find(groups: list[AttentionGroup], start: tuple[Any, ...] | None) -> tuple[int, int, int]:
+    """Numbers of group, layer and head; ValueError if there is none such."""
+    if start is None:
+        return 0, 0, 0
+    there = {
+        (group.name, layer, head): (number, layer, head)
+        for number, group in enumerate(groups)
+        for layer, heads in enumerate(group.layers)
+        for head in range(len(heads))
+    }
+    if tuple(start) not in there:
+        wanted = tuple(part for part in start if part != "")  # a single group has no name
+        sizes = {group.name: [len(heads) for heads in group.layers] for group in groups}
+        raise ValueError(f"there is no start {wanted}; the heads of each group's layers: {sizes}")
+    return there[tuple(start)]
+
+
+def model_view(
+    model: nn.Module,
+    source: Tensor,
+    target: Tensor,
+    source_tokens: Tokens,
+    target_tokens: Tokens,
+    written: Tokens | None = None,
+    *,
+    start: tuple[str, int, int] | None = None,
+    caption: str = "",
+) -> AttentionView:
+    """Show the attention of an encoder-decoder model while it reads one pair.
+
+    Args:
+        model: one with `encoder` and `decoder`, built from MultiHeadAttention.
+        source: ids (1, source).
+        target: ids that the decoder reads, <bos> first, (1, target).
+        source_tokens: a name for each source id.
+        target_tokens: a name for each target id.
+        written: a name for each position of the target in cross-attention, where the next token is
+            chosen; the target_tokens if None.
+        start: as in attention_view, such as ("cross", 1, 0).
+        caption: what stands below.
+
+    Returns:
+        The view, of the groups "encoder", "decoder" and "cross".
+
+    Raises:
+        ValueError: if the tokens do not fit the ids, or the model has no MultiHeadAttention.
+    """
+    device = next(model.parameters()).device
+    with evaluating(model), torch.no_grad(), record_attention(model) as recorded:
+        model(source.to(device), target.to(device))
+    weights: dict[str, list[Tensor]] = {"encoder": [], "decoder": [], "cross": []}
+    for name, of_layer in recorded.items():  # (1, heads, queries, keys)
+        group = "cross" if "cross" in name.split(".")[-1] else name.split(".")[0]
+        weights.setdefault(group, []).append(of_layer[0])
+    written = target_tokens if written is None else written
+    return attention_view(
+        weights,
+        {"encoder": source_tokens, "decoder": target_tokens, "cross": written},
+        {"encoder": source_tokens, "decoder": target_tokens, "cross": source_tokens},
+        start=start,
+        caption=caption,
+    )
+
+
+def translation_view(
+    translator: Translator,
+    text: str,
+    translation: str | None = None,
+    *,
+    start: tuple[str, int, int] = ("cross", 0, 0),
+) -> AttentionView:
+    """Show the attention of a translator while it translates a text.
+
+    In cross-attention, a position of the decoder has the name of the token that is written there;
+    in the decoder's own, of the token that is read there, one place later.
+
+    Args:
+        translator: any of the library's, whatever its layers and heads.
+        text: what to translate.
+        translation: what the decoder shall write; the translator's own translation if None.
+        start: the group "encoder", "decoder" or "cross", the layer and the head to be shown first.
+
+    Returns:
+        The view; a token that goes on with the word before it begins with "…".
+
+    Raises:
+        ValueError: if the text is too long for the model, or there is no such start.
+    """
+    if translation is None:
+        [translation] = translator.translate([text])
+    source, target = encode_texts(translator.tokenizer, [text.strip(), translation.strip()])
+    source_names, target_names = (_names(translator.tokenizer, ids) for ids in (source, target))
+    caption = f"“{text.strip()}” → “{translation.strip()}”"
+    caption += " (decoder: the tokens that it reads; cross: the tokens that it writes)"
+    return model_view(
+        translator.model,
+        torch.tensor([[*source, EOS_ID]]),
+        torch.tensor([[BOS_ID, *target]]),
+        [*source_names, "<eos>"],
+        ["<bos>", *target_names],
+        [*target_names, "<eos>"],
+        start=start,
+        caption=caption,
+    )
+
+
+def _names(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    """Text of each token, without the space before it, with "…" inside of a word."""
+    names: list[str] = []
+    before = " "
+    for token_id in ids:
+        text = tokenizer.decode([token_id])
+        if "\ufffd" in text:  # some bytes of a letter
+            text = tokenizer.id_to_token(token_id) or text
+        inside = before[-1].isalnum() and text[:1].isalnum()
+        names.append("…" + text if inside else text.strip() or text)
+        before = text or " "
+    return names
