@@ -9,6 +9,7 @@ import sys
 import unicodedata
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,9 @@ def process(*words: str, stdin: bytes = b"", **environment: str) -> subprocess.P
     command = [sys.executable, "-m", "transformer_lib", *words]
     pipe = subprocess.PIPE
     env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=env)
+    # A shell that runs the tests in the background has taught them to ignore Ctrl-C.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=env, preexec_fn=heed)
 
 
 # Train -------------------------------------------------------------------------------------------
