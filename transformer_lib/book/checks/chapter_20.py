@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from transformer_lib.transformer import Transformer, count_parameters
 def check_saved(attempt: Callable[[int, int, int, int], int]) -> None:
     """Check what narrow keys save against models that are built and counted."""
     for key_width, layers in ((8, 5), (16, 3)):
-        change = {"num_encoder_layers": layers, "num_decoder_layers": layers}
+        change: dict[str, Any] = {"num_encoder_layers": layers, "num_decoder_layers": layers}
         full = count_parameters(Transformer(replace(BASE, **change)))
         expected = full - count_parameters(make_model(change | {"key_width": key_width}, seed=0))
         d, heads = BASE.d_model, BASE.num_heads
@@ -149,7 +150,8 @@ def check_narrow_values(attempt: Callable[[int, int, int], MultiHeadAttention]) 
     )
 
     def cut(numbers: Tensor) -> Tensor:  # (batch, heads, length, width)
-        return numbers.unflatten(-1, (heads, -1)).transpose(1, 2)
+        split: Tensor = numbers.unflatten(-1, (heads, -1))
+        return split.transpose(1, 2)
 
     maps = (module.query_projection, module.key_projection, module.value_projection)
     query, key, value = (cut(part(x)) for part in maps)
