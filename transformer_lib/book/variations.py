@@ -1,6 +1,6 @@
 """The rows of chapter 20's table: the Transformer of one small task, each row changed in one way.
 
-`run_row("h=1", seed=1)` trains and scores one; `python -m experiments.20_variations` does them all.
+`run_row("1 head", seed=1)` trains and scores one; `python -m experiments.20_variations` does them all.
 """
 
 import math
@@ -90,8 +90,8 @@ class NarrowKeys(MultiHeadAttention):
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(batch, length, heads * width) -> (batch, heads, length, width), whatever the width."""
-        split: Tensor = x.unflatten(-1, (self.num_heads, -1))
-        return split.transpose(1, 2)
+        heads: Tensor = x.unflatten(-1, (self.num_heads, -1))  # (batch, length, heads, width)
+        return heads.transpose(1, 2)
 
 
 def make_model(change: dict[str, Any], seed: int) -> Transformer:
@@ -108,9 +108,8 @@ def make_model(change: dict[str, Any], seed: int) -> Transformer:
             if isinstance(layer, DecoderLayer):
                 layer.cross_attention = NarrowKeys(*sizes)
     if change.get("learned_positions"):
-        model.position = LearnedPositionalEncoding(  # type: ignore[assignment]
-            config.d_model, config.max_length
-        )
+        learned = LearnedPositionalEncoding(config.d_model, config.max_length)
+        model.position = learned  # type: ignore[assignment]
     if not change.get("shared", True):
         model.output = nn.Linear(config.d_model, config.vocab_size, bias=False)
         nn.init.normal_(model.output.weight, std=config.d_model**-0.5)  # as the shared one
@@ -154,7 +153,7 @@ def run_row(
         name: one of ROWS.
         seed: of the weights, the dropout and the order of the batches.
         steps: how many to take; the schedule is stretched with them.
-        pairs: learn from so many pairs only; None means all of them.
+        pairs: learn from about so many pairs only, evenly chosen; None means all of them.
         task: what load_task gives, if it is there already.
     """
     tokenizer, examples, held_out, held_out_examples = load_task() if task is None else task
@@ -168,11 +167,13 @@ def run_row(
         label_smoothing=change.get("label_smoothing", 0.1),
         report_every=steps,
     )
-    d_model, factor = model.config.d_model, change.get("rate_factor", 1.0)
+    d_model = model.config.d_model
+    factor: float = change.get("rate_factor", 1.0)
 
     def rate(step: int) -> float:
-        rising = 1.0 if change.get("warm_up", True) else min(1.0, step / warmup)
-        return float(factor * settings.rate(step, d_model) / rising)
+        rising = min(1.0, step / warmup)
+        warm = 1.0 if change.get("warm_up", True) else rising
+        return factor * settings.rate(step, d_model) / warm
 
     began = time.process_time()
     history = train(
