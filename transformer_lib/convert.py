@@ -237,7 +237,7 @@ def from_gpt2(module: Any) -> LanguageModel:
     """Make a LanguageModel that computes what Hugging Face's GPT2LMHeadModel computes, in eval mode.
 
     (In training GPT-2 also drops attention weights.) The numbers are copied; the model is in
-    training mode. It has no padding; <|endoftext|>, its last id, takes the place of <bos> and <eos>.
+    training mode. It has no padding; its last id, the end of a text, takes the place of <bos> and <eos>.
 
     Raises:
         ValueError: if the module is set to something that ours has not.
