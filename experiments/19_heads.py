@@ -100,7 +100,7 @@ def shipped_translator(results: Results) -> None:
     )
     if "order" not in results:
         results["order"] = order_of_need(model, encode_pairs(others, translator.tokenizer))
-    order = [(name, number) for name, number in results.notes["runs"]["order"]]
+    order = [(name, number) for name, number in results["order"]]
     cuts |= {f"least needed {count}": (order[:count], []) for count in range(2, len(order) + 1, 2)}
     cuts |= {f"most needed {count}": (order[-count:], []) for count in (2, 4, 6, 8)}
     for name, (heads, parts) in cuts.items():

@@ -45,7 +45,7 @@ def main() -> None:
         key += " | equal time" if steps != STEPS else ""
         if key not in results:
             results[key] = {"row": row, "seed": seed, **run_row(row, seed, steps, pairs, task)}
-            print(key, results.notes["runs"][key], flush=True)
+            print(key, results[key], flush=True)
 
     for seed in SEEDS:
         for row in ROWS:
@@ -57,7 +57,7 @@ def main() -> None:
             do(row, seed, pairs=FEW)
 
     def cost(row: str) -> float:
-        return median(results.notes["runs"][f"{row} | seed {s}"]["cpu_seconds"] for s in SEEDS)
+        return median(results[f"{row} | seed {s}"]["cpu_seconds"] for s in SEEDS)
 
     for seed in SEEDS:
         for row, (group, _) in ROWS.items():

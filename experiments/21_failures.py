@@ -52,7 +52,7 @@ def main() -> None:
                 "unigram": chance,
                 "output": c["to_words"](written[0]),
             }
-            print(run, results.notes["runs"][run]["right"], written[0][:5], flush=True)
+            print(run, results[run]["right"], written[0][:5], flush=True)
 
 
 if __name__ == "__main__":

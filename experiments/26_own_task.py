@@ -250,7 +250,7 @@ def tasks(results: Results) -> None:
                 ]
                 share = sum(ones) / len(ones)
                 results[run] = {"right": right / total, "majority": max(share, 1 - share)}
-                print(run, results.notes["runs"][run])
+                print(run, results[run])
 
 
 # Marian
@@ -356,7 +356,7 @@ def marian(results: Results) -> None:
             "beam": equal[1],
             "lengths": [len(tokens) for tokens in mine[1]],
         }
-        print(run, results.notes["runs"][run], flush=True)
+        print(run, results[run], flush=True)
 
 
 def until_end(row: Tensor, pad: int) -> list[int]:

@@ -31,6 +31,9 @@ class Results:
     def __contains__(self, run: str) -> bool:
         return run in self.notes["runs"]
 
+    def __getitem__(self, run: str) -> Any:
+        return self.notes["runs"][run]
+
     def __setitem__(self, run: str, result: Any) -> None:
         self.notes["runs"][run] = result
         new = self.file.with_suffix(".new")

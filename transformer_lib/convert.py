@@ -242,8 +242,7 @@ def from_gpt2(module: Any) -> LanguageModel:
     Raises:
         ValueError: if the module is set to something that ours has not.
     """
-    theirs: Any = module
-    c = theirs.config
+    c = module.config
     expected = {
         "activation_function": "gelu_new",
         "layer_norm_epsilon": 1e-5,
@@ -261,8 +260,8 @@ def from_gpt2(module: Any) -> LanguageModel:
     model.embedding = UnscaledEmbedding(c.vocab_size, c.n_embd)
     for layer in model.stack.layers:
         layer.feed_forward = GeluFeedForward(c.n_embd, d_ff)
-    model.to(theirs.transformer.wte.weight)  # its device and dtype
-    copy_weights(gpt2_partners(model, theirs.transformer))
+    model.to(module.transformer.wte.weight)  # its device and dtype
+    copy_weights(gpt2_partners(model, module.transformer))
     return model
 
 

@@ -95,9 +95,9 @@ def on_copies(attempt: Callable[..., Any], *arguments: Any) -> Any:
     """What the attempt makes of copies; it should leave them as they are."""
     copies = [x.clone() if isinstance(x, Tensor) else x for x in arguments]
     answer = attempt(*copies)
-    for ours, theirs in zip(arguments, copies, strict=True):
+    for number, (ours, theirs) in enumerate(zip(arguments, copies, strict=True), start=1):
         assert not isinstance(ours, Tensor) or torch.equal(ours, theirs), (
-            "your function changes an argument in place: work on a new tensor, the caller still needs the old one"
+            f"your function changes its argument number {number} in place: work on a new tensor, the caller still needs the old one"
         )
     return answer
 

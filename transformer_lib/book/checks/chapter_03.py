@@ -2,23 +2,11 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from transformer_lib.book.checks import diagnostic, expect_tensor
-
-
-def _call(attempt: Callable[..., Any], *given: Any) -> Any:
-    """What an attempt makes of copies of its arguments, which it should leave as they are."""
-    copies = [x.clone() if isinstance(x, Tensor) else x for x in given]
-    answer = attempt(*copies)
-    for number, (before, after) in enumerate(zip(given, copies, strict=True), start=1):
-        assert not isinstance(before, Tensor) or torch.equal(before, after), (
-            f"your function changes its argument number {number} in place: work on a new tensor"
-        )
-    return answer
+from transformer_lib.book.checks import diagnostic, expect_tensor, on_copies
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
@@ -42,7 +30,7 @@ def check_additive_look(
     def answer(
         state: Tensor, memory: Tensor, maps: tuple[Tensor, ...], real: Tensor
     ) -> tuple[Tensor, Tensor]:
-        pair = _call(attempt, state, memory, *maps, real)
+        pair = on_copies(attempt, state, memory, *maps, real)
         assert isinstance(pair, tuple) and len(pair) == 2, "return two things: context and weights"
         rows, length, width = memory.shape
         return (
@@ -138,7 +126,7 @@ def check_luong_attention(attempt: Callable[[Tensor, Tensor, Tensor, Tensor], Te
         return torch.tanh(torch.cat([weights @ memory, states], dim=-1) @ w.T)
 
     def answer(states: Tensor, memory: Tensor, real: Tensor, w: Tensor) -> Tensor:
-        vectors = _call(attempt, states, memory, real, w)
+        vectors = on_copies(attempt, states, memory, real, w)
         return expect_tensor(vectors, states.shape, "the vectors")
 
     states, memory, w = draw(2, 3, 4), draw(2, 5, 4), draw(4, 8) / 3
@@ -202,7 +190,7 @@ def check_word_order(attempt: Callable[[Tensor], float]) -> None:
     """The share of crossing pairs: order kept, reversed, one exchange, ties, rows against columns."""
 
     def share(weights: Tensor) -> float:
-        answer = _call(attempt, weights)
+        answer = on_copies(attempt, weights)
         assert isinstance(answer, int | float | Tensor), (
             f"a share is one number, not {type(answer).__name__}"
         )
@@ -251,7 +239,7 @@ def check_uncovered(attempt: Callable[[Tensor, float], list[int]]) -> None:
     """The uncovered source words: none, one, several in order, rows against columns."""
 
     def places(weights: Tensor, least: float) -> list[int]:
-        answer = _call(attempt, weights, least)
+        answer = on_copies(attempt, weights, least)
         assert isinstance(answer, list), f"return a list of indices, not {type(answer).__name__}"
         assert all(type(index) is int for index in answer), (
             f"plain Python integers, please, not {answer}"

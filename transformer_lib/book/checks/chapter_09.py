@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transformer_lib.book.checks import diagnostic, expect_tensor
+from transformer_lib.book.checks import diagnostic, expect_tensor, on_copies
 
 
 @contextmanager
@@ -25,23 +25,12 @@ def _without(what: str, *names: str) -> Iterator[None]:
         yield
 
 
-def _call(attempt: Callable[..., Any], *given: Any) -> Any:
-    """What an attempt makes of copies of its arguments, which it should leave as they are."""
-    copies = [x.clone() if isinstance(x, Tensor) else x for x in given]
-    answer = attempt(*copies)
-    for number, (before, after) in enumerate(zip(given, copies, strict=True), start=1):
-        assert not isinstance(before, Tensor) or torch.equal(before, after), (
-            f"your function changes its argument number {number} in place: work on a new tensor"
-        )
-    return answer
-
-
 @diagnostic("Exercise 9.1")
 def check_layer_norm(attempt: Callable[..., Tensor]) -> None:
     """Known numbers: eps 0 isolates the variance, a large eps its place; then gain, shift, batch."""
     names = ("torch.nn.functional.layer_norm", "torch.layer_norm", "torch.native_layer_norm")
     with _without("torch's layer norm", *names):
-        _check_layer_norm(lambda *given: _call(attempt, *given))
+        _check_layer_norm(lambda *given: on_copies(attempt, *given))
 
 
 def _check_layer_norm(attempt: Callable[..., Tensor]) -> None:
@@ -196,7 +185,7 @@ def check_layer_norm_gradient(attempt: Callable[..., Tensor]) -> None:
 
     def by_hand(*given: Any) -> Any:
         with _without("autograd", *names):
-            return _call(attempt, *given)
+            return on_copies(attempt, *given)
 
     flat = expect_tensor(
         by_hand(x, torch.ones(2, 3, 6), 1e-5), (2, 3, 6), "the gradient of a (2, 3, 6) batch"
