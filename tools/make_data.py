@@ -522,6 +522,25 @@ def table(header: list[str], rows: Iterable[Iterable[object]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def package_table(manifest: dict[str, Any]) -> str:
+    """The packages that a manifest names."""
+    rows = [
+        (f"`{name}`", package["version"], f"`{package['sha256']}`")
+        for name, package in manifest["packages"].items()
+    ]
+    return table(["Package", "Version", "SHA-256"], rows)
+
+
+def fill_tables(page: str, maker: str, tables: dict[str, str]) -> str:
+    """The page with each table written anew between `<!-- MAKER NAME -->` and `<!-- end -->`."""
+
+    def fill(match: re.Match[str]) -> str:
+        return f"{match['start']}\n\n{tables[match['name']]}\n\n{match['end']}"
+
+    marks = rf"(?P<start><!-- {maker} (?P<name>\w+) -->).*?(?P<end><!-- end -->)"
+    return re.sub(marks, fill, page, flags=re.DOTALL)
+
+
 def fill_page(page: str, language: str, output: Path) -> str:
     """The page with the tables of a language written anew.
 
@@ -529,10 +548,6 @@ def fill_page(page: str, language: str, output: Path) -> str:
     packages, steps, files or examples. The examples are drawn with a fixed seed.
     """
     manifest = check(language, output)
-    packages = [
-        (f"`{name}`", package["version"], f"`{package['sha256']}`")
-        for name, package in manifest["packages"].items()
-    ]
     steps = [(step["step"], step["help"], step["interface"]) for step in manifest["steps"]]
     files = [
         (f"`{name}`", file["pairs"], f"`{file['sha256_of_text']}`")
@@ -541,17 +556,12 @@ def fill_page(page: str, language: str, output: Path) -> str:
     pairs = read_pairs(output / f"{language}-en.train.tsv.gz")
     examples = random.Random(EXAMPLE_SEED).sample(pairs, 10)
     tables = {
-        "packages": table(["Package", "Version", "SHA-256"], packages),
+        "packages": package_table(manifest),
         "steps": table(["Step", "Help", "Interface"], steps),
         "files": table(["File", "Pairs", "SHA-256 of the uncompressed text"], files),
         "examples": table(["Text", "English", "Origin"], map(as_cells, examples)),
     }
-
-    def fill(match: re.Match[str]) -> str:
-        return f"{match['start']}\n\n{tables[match['name']]}\n\n{match['end']}"
-
-    marks = rf"(?P<start><!-- make_data {language} (?P<name>\w+) -->).*?(?P<end><!-- end -->)"
-    return re.sub(marks, fill, page, flags=re.DOTALL)
+    return fill_tables(page, f"make_data {language}", tables)
 
 
 def as_cells(pair: Pair) -> tuple[str, str, str]:

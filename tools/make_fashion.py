@@ -14,7 +14,6 @@ in the output folder is only compared with its manifest.
 import argparse
 import gzip
 import json
-import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -23,7 +22,14 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load, save
 
-from tools.make_data import describe_package, find_packages, sha256, table
+from tools.make_data import (
+    describe_package,
+    fill_tables,
+    find_packages,
+    package_table,
+    sha256,
+    table,
+)
 from transformer_lib.vision import FASHION_CLASSES
 
 PACKAGE = "dataset-fashion-mnist"
@@ -133,24 +139,15 @@ def check(output: Path) -> dict[str, Any]:
 def fill_page(page: str, manifest: dict[str, Any]) -> str:
     """The page with its tables between `<!-- make_fashion NAME -->` and `<!-- end -->` anew."""
     [file] = manifest["files"].values()
-    packages = [
-        (f"`{name}`", package["version"], f"`{package['sha256']}`")
-        for name, package in manifest["packages"].items()
-    ]
     tensors = [
         (f"`{name}`", " × ".join(f"{size:,}" for size in shape))
         for name, shape in file["shapes"].items()
     ]
     tables = {
-        "packages": table(["Package", "Version", "SHA-256"], packages),
+        "packages": package_table(manifest),
         "tensors": table(["Tensor", "Shape"], tensors),
     }
-
-    def fill(match: re.Match[str]) -> str:
-        return f"{match['start']}\n\n{tables[match['name']]}\n\n{match['end']}"
-
-    marks = r"(?P<start><!-- make_fashion (?P<name>\w+) -->).*?(?P<end><!-- end -->)"
-    return re.sub(marks, fill, page, flags=re.DOTALL)
+    return fill_tables(page, "make_fashion", tables)
 
 
 def main(arguments: list[str] | None = None) -> None:

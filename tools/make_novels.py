@@ -13,7 +13,6 @@ with their manifest.
 import argparse
 import gzip
 import json
-import re
 import struct
 import subprocess
 import tempfile
@@ -23,7 +22,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tools.make_data import describe_package, find_packages, sha256, table
+from tools.make_data import (
+    describe_package,
+    fill_tables,
+    find_packages,
+    package_table,
+    sha256,
+    table,
+)
 
 PACKAGE = "r-cran-janeaustenr"
 DATABASE = "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
@@ -144,10 +150,6 @@ def check(output: Path) -> dict[str, Any]:
 
 def fill_page(page: str, manifest: dict[str, Any]) -> str:
     """The page with its tables between `<!-- make_novels NAME -->` and `<!-- end -->` anew."""
-    packages = [
-        (f"`{name}`", package["version"], f"`{package['sha256']}`")
-        for name, package in manifest["packages"].items()
-    ]
     novels = [
         (
             novel["title"].title().replace("And", "and"),
@@ -159,15 +161,10 @@ def fill_page(page: str, manifest: dict[str, Any]) -> str:
         for novel in described["novels"]
     ]
     tables = {
-        "packages": table(["Package", "Version", "SHA-256"], packages),
+        "packages": package_table(manifest),
         "novels": table(["Novel", "Year", "File", "Paragraphs", "Words", "Characters"], novels),
     }
-
-    def fill(match: re.Match[str]) -> str:
-        return f"{match['start']}\n\n{tables[match['name']]}\n\n{match['end']}"
-
-    marks = r"(?P<start><!-- make_novels (?P<name>\w+) -->).*?(?P<end><!-- end -->)"
-    return re.sub(marks, fill, page, flags=re.DOTALL)
+    return fill_tables(page, "make_novels", tables)
 
 
 def main(arguments: list[str] | None = None) -> None:
