@@ -27,6 +27,7 @@ from transformer_lib.checkpoint import average_weights
 from transformer_lib.convert import from_marian, marian_name
 from transformer_lib.decoding import beam_search, greedy_decode
 from transformer_lib.embeddings import SinusoidalPositionalEncoding, TokenEmbedding
+from transformer_lib.evaluation import bleu
 from transformer_lib.layers import EncoderLayer, LayerNorm
 from transformer_lib.pairs import (
     Batch,
@@ -44,8 +45,8 @@ from transformer_lib.translator import Translator
 
 SETTINGS: dict[str, Any] = {
     "seeds": [1, 2, 3],
-    "french": {"steps": 12, "max_tokens": 256, "rate": 1e-3, "warmup": 4, "test": 100},
-    "adaptation": {"steps": 16, "max_tokens": 256, "rate": 1e-3, "small_rate": 1e-4, "test": 100},
+    "french": {"steps": 300, "max_tokens": 1024, "rate": 1e-3, "warmup": 30, "test": 200},
+    "adaptation": {"steps": 60, "max_tokens": 256, "rate": 1e-3, "small_rate": 1e-4, "test": 100},
     "tasks": {"steps": 300, "rows": 32, "rate": 5e-3, "d_model": 64},
     "marian": {"rows": 6, "max_new_tokens": 16, "beam_size": 4},
 }
@@ -84,13 +85,23 @@ def french(results: Results) -> None:
             reports = train(
                 model,
                 endless_batches(examples, told["max_tokens"], seed),
-                settings=TrainingSettings(told["steps"], report_every=told["steps"] // 3),
+                settings=TrainingSettings(told["steps"], report_every=told["steps"] // 6),
                 rate=lambda step: fall(told["rate"], told["steps"], step, told["warmup"]),
                 validation=held,
             )
             losses = [before, *(report.validation_loss for report in reports)]
-            results[run] = {"steps": [0, *(report.step for report in reports)], "loss": losses}
-            print(run, losses, flush=True)
+            results[run] = {
+                "steps": [0, *(report.step for report in reports)],
+                "loss": losses,
+                "bleu": points(translator, test),
+            }
+            print(run, results[run], flush=True)
+
+
+def points(translator: Translator, test: list[Pair]) -> float:
+    """BLEU of greedy decoding."""
+    found = translator.translate([pair.source for pair in test], beam_size=1)
+    return bleu(found, [pair.target for pair in test]).score
 
 
 def page(pair: Pair) -> str:
@@ -102,43 +113,65 @@ def page(pair: Pair) -> str:
 
 
 def adaptation(results: Results) -> None:
-    """Fine-tune on 200 new pairs; what becomes of them, and of the old ones."""
+    """Fine-tune on 200 new pairs; what becomes of them, and of the old ones.
+
+    "stopped" is the plain run at that report where the sum of both losses, on sentences held out
+    for the choice, is least; "mixed twice" has as many new batches as the plain run has.
+    """
     told = SETTINGS["adaptation"]
     messages = read_pairs(CORPORA / "de-en.messages.tsv.gz")
+    translator = Translator.from_pretrained()
+    model, tokenizer = translator.model, translator.tokenizer
+    shipped = {name: x.clone() for name, x in model.state_dict().items()}
     sides = {"new": messages[300 : 300 + told["test"]], "old": load_pairs("test")[: told["test"]]}
-    tokenizer = Translator.from_pretrained().tokenizer
-    test = {
-        side: token_batches(encode_pairs(some, tokenizer), 1024, 0) for side, some in sides.items()
-    }
+    choice = {"new": messages[200:300], "old": load_pairs("validation")[:100]}
     new, old = (encode_pairs(some, tokenizer) for some in (messages[:200], load_pairs("train")))
 
-    def judge(model: nn.Module) -> dict[str, float]:
-        return {side: evaluate_loss(model, batches) for side, batches in test.items()}
+    def loss(some: list[Pair]) -> float:
+        return evaluate_loss(model, token_batches(encode_pairs(some, tokenizer), 1024, 0))
+
+    def judge(run: str, weights: dict[str, Tensor], **more: int) -> None:
+        model.load_state_dict(weights)
+        found = {
+            side: {"loss": loss(some), "bleu": points(translator, some)}
+            for side, some in sides.items()
+        }
+        results[run] = found | more
+        print(run, results[run], flush=True)
 
     if "adaptation, before" not in results:
-        results["adaptation, before"] = judge(Translator.from_pretrained().model)
+        judge("adaptation, before", shipped)
     for seed in SETTINGS["seeds"]:
-        for recipe in ("plain", "small rate", "mixed"):
+        for recipe in ("small rate", "mixed", "mixed twice", "plain"):
             if (run := f"adaptation, {recipe}, seed {seed}") in results:
                 continue
-            model = Translator.from_pretrained().model
-            before = {name: x.clone() for name, x in model.state_dict().items()}
+            model.load_state_dict(shipped)
+            kept: list[tuple[float, int, dict[str, Tensor]]] = []
+
+            def keep(model: nn.Module, kept: list[Any] = kept) -> float:
+                state = {name: x.clone() for name, x in model.state_dict().items()}
+                kept.append((sum(map(loss, choice.values())), 6 * (len(kept) + 1), state))
+                return 0.0
+
             streams = [endless_batches(some, told["max_tokens"], seed) for some in (new, old)]
-            turns = streams if recipe == "mixed" else streams[:1]
+            turns = streams if recipe.startswith("mixed") else streams[:1]
+            steps = told["steps"] * (2 if recipe == "mixed twice" else 1)
             rate = told["small_rate" if recipe == "small rate" else "rate"]
             torch.manual_seed(seed)
             train(
                 model,
-                (next(turns[step % len(turns)]) for step in range(told["steps"])),
-                settings=TrainingSettings(told["steps"]),
+                (next(turns[step % len(turns)]) for step in range(steps)),
+                settings=TrainingSettings(steps, report_every=6),
                 rate=lambda step, rate=rate: rate,
+                score=keep if recipe == "plain" else None,
             )
-            found = judge(model)
+            after = {name: x.clone() for name, x in model.state_dict().items()}
             if recipe == "plain":
-                model.load_state_dict(average_weights([before, model.state_dict()]))
-                results[f"adaptation, averaged, seed {seed}"] = judge(model)
-            results[run] = found
-            print(run, found, flush=True)
+                averaged = average_weights([shipped, after])
+                judge(f"adaptation, averaged, seed {seed}", averaged)
+                _, step, best = min(kept, key=lambda report: report[0])
+                judge(f"adaptation, stopped, seed {seed}", best, step=step)
+            judge(run, after)
 
 
 # A class for a text, a tag for a word

@@ -183,6 +183,91 @@ class Hypothesis(NamedTuple):
     log_probability: float
 
 
+def _continue(logits: Tensor, total: Tensor, beam_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The likeliest continuations of each sentence, best first, two for each beam.
+
+    Logits (rows, vocab_size) and log-probabilities so far (active, beam) -> (active, continuations)
+    three times: log-probability, which row it continues, token.
+    """
+    best, token = logits.topk(each := min(2 * beam_size, logits.size(-1)))  # (rows, each)
+    best = best - logits.logsumexp(dim=-1, keepdim=True) + total.view(-1, 1)
+    best, token = (x.view(len(total), -1) for x in (best, token))  # (active, beam * each)
+    first_row = torch.arange(len(total), device=total.device)[:, None] * total.size(1)
+    best, place = best.topk(min(2 * beam_size, best.size(1)))  # (active, continuations) twice
+    return best, first_row + place // each, token.gather(1, place)
+
+
+def _verdict(
+    finished: list[Hypothesis],
+    texts: Tensor,
+    total: Tensor,
+    limit: int,
+    penalty: list[float],
+    beam_size: int,
+) -> list[Hypothesis] | None:
+    """The search's result, best first, or None while something unfinished may still win.
+
+    Unfinished are texts (beam, length), of log-probabilities total (beam,), likeliest first.
+    """
+    finished.sort(key=lambda hypothesis: -hypothesis.score)
+    length = texts.size(1)
+    # What is unfinished can only get less likely; nobody's penalty exceeds the limit's.
+    reachable = total[0].item() / penalty[limit]
+    if finished and (length == limit or finished[0].score >= reachable):
+        return finished[:beam_size]
+    if length < limit:
+        return None
+    rows = zip(texts.tolist(), total.tolist(), strict=True)
+    return [Hypothesis(text, p / penalty[length], p) for text, p in rows if p > -math.inf]
+
+
+def _search(
+    decoder: Any,
+    limits: list[int],
+    beam_size: int,
+    penalty: list[float],
+    begin: Tensor,
+    eos_id: int,
+) -> list[list[Hypothesis]]:
+    """Beam search for the sentences of a decoder; begin is <bos> for each of them, (rows, 1)."""
+    finished: list[list[Hypothesis]] = [[] for _ in limits]
+    results: list[list[Hypothesis]] = [[] for _ in limits]
+    active = list(range(len(limits)))  # the sentences that are still being written
+    # One row a sentence: of beginnings that are all alike, one is enough.
+    written, total = (
+        begin,
+        torch.zeros(begin.shape, device=begin.device),
+    )  # (rows, length), (active, beam)
+    for length in range(1, max(limits) + 1):
+        logits = _sound(decoder.step(written[:, -1]))  # (rows, vocab_size)
+        total, row, token = _continue(logits, total, beam_size)  # (active, continuations) each
+        ends = token == eos_id
+        for i, rank in ends.nonzero().tolist():
+            log_probability = total[i, rank].item()
+            if log_probability > -math.inf:
+                tokens, score = written[row[i, rank], 1:], log_probability / penalty[length]
+                finished[active[i]].append(Hypothesis(tokens.tolist(), score, log_probability))
+        going_on = ends.int().argsort(dim=1, stable=True)[:, :beam_size]  # (active, beam)
+        total = total.masked_fill(ends, -math.inf).gather(1, going_on)  # (active, beam)
+        row, token = row.gather(1, going_on), token.gather(1, going_on)  # (active, beam) twice
+        texts = torch.cat([written[row], token[..., None]], dim=2)  # (active, beam, length + 1)
+        still = []
+        for i, sentence in enumerate(active):
+            told = total[i], limits[sentence], penalty, beam_size
+            found = _verdict(finished[sentence], texts[i, :, 1:], *told)
+            results[sentence] = found or []
+            still += [i] if found is None else []
+        if not still:
+            break
+        if row.numel() == len(written) and len(still) == len(active):
+            decoder.reorder(row.flatten())  # the same sentences, the same number of rows
+        else:
+            decoder.keep(row[still].flatten())
+        active = [active[i] for i in still]
+        written, total = texts[still].flatten(0, 1), total[still]
+    return results
+
+
 def beam_search(
     model: Any,
     source: Tensor,
@@ -215,60 +300,9 @@ def beam_search(
     check_numbers(float, 0, 10, length_penalty=length_penalty)
     limits = _limits(model, source, max_new_tokens)
     penalty = [((5 + n) / 6) ** length_penalty for n in range(max(limits) + 1)]
-    finished: list[list[Hypothesis]] = [[] for _ in limits]
-    results: list[list[Hypothesis]] = [[] for _ in limits]
-    active = list(range(len(limits)))  # the sentences that are still being written
     with evaluating(model), torch.inference_mode(), by_columns(model):
-        decoder = _start(model, source)
-        # One row a sentence: of beginnings that are all alike, one is enough.
-        written = source.new_full((len(active), 1), bos_id)  # (rows, length)
-        total = torch.zeros(len(active), 1, device=source.device)  # (active, beam)
-        for length in range(1, max(limits) + 1):
-            logits = _sound(decoder.step(written[:, -1]))  # (rows, vocab_size)
-            # Two candidates a beam: if half of them end here, there are still enough to go on.
-            best, token = logits.topk(each := min(2 * beam_size, logits.size(-1)))  # (rows, each)
-            best = best - logits.logsumexp(dim=-1, keepdim=True) + total.view(-1, 1)
-            best = best.view(len(active), -1)  # (active, beam * each)
-            first_row = torch.arange(len(active), device=source.device)[:, None] * total.size(1)
-            total, place = best.topk(min(2 * beam_size, best.size(1)))  # (active, kept) twice
-            token = token.view(len(active), -1).gather(1, place)  # (active, kept)
-            row = first_row + place // each  # (active, kept): which row it continues
-            ends = token == eos_id  # (active, kept)
-            for i, rank in ends.nonzero().tolist():
-                log_probability = total[i, rank].item()
-                if log_probability > -math.inf:
-                    tokens, score = written[row[i, rank], 1:], log_probability / penalty[length]
-                    finished[active[i]].append(Hypothesis(tokens.tolist(), score, log_probability))
-            going_on = ends.int().argsort(dim=1, stable=True)[:, :beam_size]  # (active, beam)
-            total = total.masked_fill(ends, -math.inf).gather(1, going_on)  # (active, beam)
-            row, token = row.gather(1, going_on), token.gather(1, going_on)  # (active, beam) twice
-            texts = torch.cat([written[row], token[..., None]], dim=2)  # (active, beam, length + 1)
-            still = []
-            for i, sentence in enumerate(active):
-                limit, found = limits[sentence], finished[sentence]
-                found.sort(key=lambda hypothesis: -hypothesis.score)
-                # What is unfinished can only get less likely; nobody's penalty exceeds the limit's.
-                reachable = total[i, 0].item() / penalty[limit]
-                if found and (length == limit or found[0].score >= reachable):
-                    results[sentence] = found[:beam_size]
-                elif length == limit:
-                    scored = zip(texts[i, :, 1:].tolist(), total[i].tolist(), strict=True)
-                    results[sentence] = [
-                        Hypothesis(text, p / penalty[length], p)
-                        for text, p in scored
-                        if p > -math.inf
-                    ]
-                else:
-                    still.append(i)
-            if not still:
-                break
-            if row.numel() == len(written) and len(still) == len(active):
-                decoder.reorder(row.flatten())  # the same sentences, the same number of rows
-            else:
-                decoder.keep(row[still].flatten())
-            active = [active[i] for i in still]
-            written, total = texts[still].flatten(0, 1), total[still]
-    return results
+        begin = source.new_full((len(limits), 1), bos_id)
+        return _search(_start(model, source), limits, beam_size, penalty, begin, eos_id)
 
 
 def sample(

@@ -1,7 +1,9 @@
 """Chapter 16: cached decoding, greedy, beam search, sampling, and the checks of its exercises."""
 
+import heapq
 import itertools
 import math
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,11 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from transformer_lib import decoding
-from transformer_lib.book.checks.chapter_16 import (
-    check_beam_search,
-    check_length_penalty,
-    check_top_p,
-)
+from transformer_lib.book.checks.chapter_16 import check_beam_search, check_stop, check_top_p
 from transformer_lib.convert import from_torch
 from transformer_lib.decoding import (
     Hypothesis,
@@ -413,45 +411,217 @@ def test_bad_settings_are_refused(way: Any, name: str, values: tuple[Any, ...]) 
 # The checks of the exercises ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        lambda p, n, a: p * ((5 + n) / 6) ** a,
-        lambda p, n, a: p / (((5 + n) / 6) * a + 1e-9),
-        lambda p, n, a: p / n**a,
-    ],
-)
-def test_check_length_penalty_rejects(wrong: object) -> None:
-    with pytest.raises(AssertionError, match="Exercise|penalty|alpha|score"):
-        check_length_penalty(wrong)
+def penalty(length: int, alpha: float) -> float:
+    return ((5 + length) / 6) ** alpha
 
 
-def test_check_top_p_rejects() -> None:
-    def too_few(probability: Tensor, p: float) -> Tensor:
-        ordered, order = probability.sort(descending=True)
-        ordered = ordered.masked_fill(ordered.cumsum(dim=-1) > p, 0.0)
-        return torch.zeros_like(probability).scatter(0, order, ordered)
-
-    def wrong_places(probability: Tensor, p: float) -> Tensor:
-        ordered = probability.sort(descending=True).values
-        ordered = ordered.masked_fill(ordered.cumsum(dim=-1) - ordered >= p, 0.0)
-        return ordered / ordered.sum()
-
-    for wrong in (too_few, wrong_places):
-        with pytest.raises(AssertionError):
-            check_top_p(wrong)
+def stop(finished: Any, unfinished: float, limit: int, alpha: float) -> bool:
+    best = max((p / penalty(n, alpha) for p, n in finished), default=-math.inf)
+    return best > -math.inf and best >= unfinished / penalty(limit, alpha)
 
 
-def test_check_beam_search_rejects() -> None:
-    def greedy(next_token: object, beam_size: int, end: int, most: int) -> list[int]:
-        tokens: list[int] = []
-        while len(tokens) < most:
-            row = next_token(tokens)  # type: ignore[operator]
-            token = row.index(max(row))
-            if token == end:
-                break
-            tokens.append(token)
-        return tokens
+def stop_by_roots(finished: Any, unfinished: float, limit: int, alpha: float) -> bool:
+    reachable = unfinished * math.exp(-alpha * math.log((5 + limit) / 6))
+    return any(p * 6**alpha / (5 + n) ** alpha >= reachable - 1e-9 for p, n in finished)
 
-    with pytest.raises(AssertionError, match="start 1 survives"):
-        check_beam_search(greedy)
+
+def stop_in_place(finished: Any, unfinished: float, limit: int, alpha: float) -> bool:
+    finished.sort(key=lambda x: x[0] / penalty(x[1], alpha))
+    return stop(finished, unfinished, limit, alpha)
+
+
+def top_p(probability: Tensor, p: float) -> Tensor:
+    ordered, order = probability.sort(descending=True)
+    ordered = ordered.masked_fill(ordered.cumsum(dim=-1) - ordered >= p, 0.0)
+    return torch.zeros_like(probability).scatter(0, order, ordered / ordered.sum())
+
+
+def top_p_by_loop(probability: Tensor, p: float) -> Tensor:
+    answer, total = torch.zeros_like(probability), 0.0
+    for i in sorted(range(len(probability)), key=lambda i: -probability[i].item()):
+        if total >= p:
+            break
+        answer[i] = probability[i]
+        total += probability[i].item()
+    return answer / answer.sum()
+
+
+def top_p_strict(probability: Tensor, p: float) -> Tensor:
+    """Without the token that crosses p."""
+    ordered, order = probability.sort(descending=True)
+    ordered = ordered.masked_fill(ordered.cumsum(dim=-1) > p + 1e-6, 0.0)
+    return torch.zeros_like(probability).scatter(0, order, ordered / ordered.sum().clamp(min=1e-9))
+
+
+def top_p_in_order(probability: Tensor, p: float) -> Tensor:
+    ordered = probability.sort(descending=True).values
+    ordered = ordered.masked_fill(ordered.cumsum(dim=-1) - ordered >= p, 0.0)
+    return ordered / ordered.sum()
+
+
+def top_p_unsummed(probability: Tensor, p: float) -> Tensor:
+    return top_p(probability, p) * probability[top_p(probability, p) > 0].sum()
+
+
+def top_p_softmax(probability: Tensor, p: float) -> Tensor:
+    kept = top_p(probability, p)
+    if bool((kept > 0).all()) or int((kept > 0).sum()) == 1:
+        return kept
+    return probability.masked_fill(kept == 0, -math.inf).softmax(dim=-1)
+
+
+def top_p_by_value(probability: Tensor, p: float) -> Tensor:
+    """All that are as likely as the last one kept: of equals, all."""
+    kept = top_p(probability, p)
+    smallest = probability[kept > 0].min()
+    answer = probability * (probability >= smallest)
+    return answer / answer.sum()
+
+
+def top_p_in_place(probability: Tensor, p: float) -> Tensor:
+    return probability.copy_(top_p(probability, p))
+
+
+def top_p_unsorted(probability: Tensor, p: float) -> Tensor:
+    kept = probability.masked_fill(probability.cumsum(dim=-1) - probability >= p, 0.0)
+    return kept / kept.sum()
+
+
+def beam(
+    next_token: Any,
+    beam_size: int,
+    end: int,
+    most: int,
+    *,
+    ranked: int | None = None,
+    holds: bool = False,
+    first_wins: bool = False,
+    unfinished: bool = False,
+    ignore_end: bool = False,
+    wide: int = 1,
+    fresh: bool = False,
+    late: int = 0,
+    keep_end: bool = False,
+) -> list[int]:
+    beams: list[tuple[float, list[int]]] = [(0.0, [])]
+    finished: list[tuple[float, list[int]]] = []
+    for _ in range(most + late):
+        rows = [
+            (0.0 if fresh else total, tokens, next_token(list(tokens))) for total, tokens in beams
+        ]
+        candidates = [
+            (total + (0.0 if ignore_end and t == end else p), [*tokens, t])
+            for total, tokens, row in rows
+            for t, p in enumerate(row)
+        ]
+        candidates.sort(key=lambda c: -c[0])
+        counted = candidates if ranked is None else candidates[: ranked * beam_size]
+        finished += [
+            (p, tokens if keep_end else tokens[:-1]) for p, tokens in counted if tokens[-1] == end
+        ]
+        if finished and first_wins:
+            break
+        room = candidates[:beam_size] if holds else candidates
+        beams = [c for c in room if c[1][-1] != end][: beam_size * wide]
+    if unfinished:
+        finished += beams
+    return max(finished, default=(0.0, []))[1]
+
+
+def beam_with_heap(next_token: Any, beam_size: int, end: int, most: int) -> list[int]:
+    """Another right way: a heap, and no step after the best is certain."""
+    beams, best = [(0.0, ())], (-math.inf, ())
+    for _ in range(most):
+        going_on = []
+        for total, tokens in beams:
+            for token, p in enumerate(next_token([*tokens])):
+                if token == end:
+                    best = max(best, (total + p, tokens))
+                else:
+                    going_on.append((total + p, (*tokens, token)))
+        beams = heapq.nlargest(beam_size, going_on)
+        if not beams or beams[0][0] <= best[0]:
+            break
+    return list(best[1])
+
+
+RIGHT = [
+    (check_stop, stop),
+    (check_stop, stop_by_roots),
+    (check_top_p, top_p),
+    (check_top_p, top_p_by_loop),
+    (check_beam_search, beam),
+    (check_beam_search, beam_with_heap),
+]
+WRONG: list[tuple[Any, Any, str]] = [
+    (check_stop, lambda f, u, n, a: True, "at least one finished"),
+    (check_stop, lambda f, u, n, a: len(f) > 0, "stopped at the first finished one"),
+    (check_stop, lambda f, u, n, a: False, "only fall"),
+    (check_stop, lambda f, u, n, a: bool(f) and max(p for p, _ in f) >= u, "penalty at the limit"),
+    (
+        check_stop,
+        lambda f, u, n, a: bool(f) and max(p / penalty(m, a) for p, m in f) >= u,
+        "penalty at the limit",
+    ),
+    (
+        check_stop,
+        lambda f, u, n, a: bool(f) and max(f)[0] / penalty(max(f)[1], a) >= u / penalty(n, a),
+        "the largest score",
+    ),
+    (
+        check_stop,
+        lambda f, u, n, a: bool(f) and f[-1][0] / penalty(f[-1][1], a) >= u / penalty(n, a),
+        "not the last one",
+    ),
+    (
+        check_stop,
+        lambda f, u, n, a: bool(f) and max(p for p, _ in f) / penalty(n, a) >= u / penalty(n, a),
+        "penalty at the limit|its own length",
+    ),
+    (
+        check_stop,
+        lambda f, u, n, a: (
+            bool(f) and max(p / (1 + (m - 1) * a / 6) for p, m in f) >= u / (1 + (n - 1) * a / 6)
+        ),
+        "alpha is an exponent",
+    ),
+    (
+        check_stop,
+        lambda f, u, n, a: bool(f) and max(p / penalty(m, a) for p, m in f) > u / penalty(n, a),
+        "are equal",
+    ),
+    (check_stop, stop_in_place, "changes the list"),
+    (check_stop, lambda f, u, n, a: max(p / penalty(m, a) for p, m in f) >= u, "raised ValueError"),
+    (check_top_p, top_p_strict, "crosses p"),
+    (check_top_p, top_p_in_order, "old place|every token at its place"),
+    (check_top_p, top_p_unsummed, "sum to 1"),
+    (check_top_p, top_p_softmax, "softmax of probabilities"),
+    (check_top_p, top_p_by_value, "count tokens"),
+    (check_top_p, top_p_in_place, "in place"),
+    (check_top_p, top_p_unsorted, "no other is needed|likeliest token|old place"),
+    (check_top_p, lambda x, p: x.masked_fill(x < p, 0.0), "every token"),
+    (check_beam_search, partial(beam, keep_end=True), "leave the end token out"),
+    (check_beam_search, partial(beam, ignore_end=True), "of the end token added"),
+    (check_beam_search, partial(beam, fresh=True), "added up"),
+    (check_beam_search, partial(beam, first_wins=True), "stopped at the first finished one"),
+    (check_beam_search, partial(beam, unfinished=True), "unfinished sentence is no answer"),
+    (check_beam_search, partial(beam, late=1), "the limit was"),
+    (check_beam_search, partial(beam, late=-1), "last step missing"),
+    (check_beam_search, partial(beam, wide=2), "keep more"),
+    (check_beam_search, partial(beam, ranked=1), "whatever its rank"),
+    (check_beam_search, partial(beam, ranked=2), "whatever its rank"),
+    (check_beam_search, partial(beam, holds=True), "must not take a place"),
+    (check_beam_search, lambda f, b, e, m: beam(f, 1, e, m), "the start 1 survives"),
+]
+
+
+@pytest.mark.parametrize(("check", "attempt"), RIGHT)
+def test_a_right_solution_passes(check: Any, attempt: Any, capsys: Any) -> None:
+    check(attempt)
+    assert "every check passed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("check", "attempt", "message"), WRONG)
+def test_a_wrong_solution_is_told_why(check: Any, attempt: Any, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check(attempt)

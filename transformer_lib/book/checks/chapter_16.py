@@ -6,117 +6,170 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from transformer_lib.book.checks import diagnostic, expect_tensor
+from transformer_lib.book.checks import diagnostic, expect_tensor, on_copies
 
 
 @diagnostic("Exercise 16.1")
-def check_length_penalty(attempt: Callable[[float, int, float], float]) -> None:
-    """Check a length penalty: one token, alpha 0, alpha 1, then any."""
+def check_stop(attempt: Callable[[list[tuple[float, int]], float, int, float], bool]) -> None:
+    """Check a stopping rule: nothing finished, both bounds, which finished one counts, equality."""
 
-    def near(answer: float, expected: float) -> bool:
-        return abs(float(answer) - expected) < 1e-6
+    def stops(
+        finished: list[tuple[float, int]], unfinished: float, limit: int, alpha: float
+    ) -> bool:
+        given = list(finished)
+        answer = attempt(given, unfinished, limit, alpha)
+        assert given == finished, "your function changes the list that it is given: work on a copy"
+        assert isinstance(answer, bool), f"answer True or False, not {answer!r}"
+        return answer
 
-    assert not near(attempt(-3.0, 1, 0.6), -3.0 * (6 / 6) ** 0.6 * 2), "that is twice the score"
-    assert near(attempt(-3.0, 1, 0.6), -3.0), (
-        f"one token has the penalty (5 + 1) / 6 = 1, so the score is -3, yours is {attempt(-3.0, 1, 0.6)}"
+    assert not stops([], -5.0, 20, 0.6), (
+        "nothing is finished, and the search stopped: it needs at least one finished translation"
     )
-    assert near(attempt(-3.0, 20, 0.0), -3.0), (
-        "alpha 0 leaves the log-probability as it is: is alpha the exponent?"
+    assert not stops([(-6.0, 3)], -2.0, 20, 0.6), (
+        "the finished one has -6, an unfinished one only -2 so far: the search stopped at the first finished one"
     )
-    assert near(attempt(-6.0, 7, 1.0), -3.0), (
-        f"7 tokens have the penalty 12 / 6 = 2 with alpha 1: -6 becomes -3, yours is {attempt(-6.0, 7, 1.0)} "
-        "(multiplied instead of divided gives -12)"
+    assert stops([(-2.0, 7)], -9.0, 7, 0.0), (
+        "alpha 0, -2 finished, -9 unfinished: log-probabilities only fall, so the search may stop"
     )
-    assert near(attempt(-4.0, 19, 0.5), -2.0), (
-        "19 tokens with alpha 0.5: the penalty is sqrt(4) = 2"
+    # Finished: -4 / 1^1. Unfinished: -6 / (25 / 6) = -1.44 at the limit, but -6 / 1 now.
+    assert not stops([(-4.0, 1)], -6.0, 20, 1.0), (
+        "-6 may still become -6 / lp(20) = -1.44, better than -4 / lp(1) = -4: the unfinished one is bounded by the "
+        "penalty at the limit, equation 16.3, and a log-probability alone compares nothing"
+    )
+    assert stops([(-4.0, 7)], -10.0, 7, 1.0), (
+        "-4 / lp(7) = -2, and -10 / lp(7) = -5 is all that the other can reach: the search may stop"
+    )
+    # Finished: -4 / lp(7) = -2, and -4.5 / lp(19) = -1.125. Reachable: -6 / lp(19) = -1.5.
+    assert stops([(-4.0, 7), (-4.5, 19)], -6.0, 19, 1.0), (
+        "the best finished one is not the likeliest: -4.5 / lp(19) = -1.1 beats -4 / lp(7) = -2: take the largest score of the finished ones"
+    )
+    assert stops([(-4.5, 19), (-4.0, 7)], -6.0, 19, 1.0), (
+        "finished ones in another order: take the best score of all of them, not the last one's"
+    )
+    assert not stops([(-4.0, 7)], -6.0, 19, 1.0), (
+        "-4 / lp(7) = -2 is worse than -6 / lp(19) = -1.5: each finished one has the penalty of its own length, not the limit's"
+    )
+    assert stops([(-3.0, 7)], -4.6, 19, 0.5), (
+        "alpha 0.5: -3 / sqrt(2) = -2.12 beats -4.6 / sqrt(4) = -2.3: alpha is an exponent"
+    )
+    assert stops([(-4.0, 7)], -8.0, 19, 1.0), (
+        "-4 / lp(7) = -2 and -8 / lp(19) = -2 are equal: the unfinished one cannot do better, so stop"
     )
 
 
 @diagnostic("Exercise 16.2")
 def check_top_p(attempt: Callable[[Tensor, float], Tensor]) -> None:
     """Check a top-p filter: nothing dropped, only the first, the token that crosses p, places, sum."""
-    probability = torch.tensor([0.1, 0.5, 0.15, 0.25])
-    before = probability.clone()
-    everything = expect_tensor(attempt(probability, 1.0), (4,), "four probabilities")
-    assert torch.equal(probability, before), "the tensor that came in was changed: return a new one"
-    assert torch.allclose(everything, probability), "p = 1 keeps every token"
-    first = attempt(probability, 0.3)
-    assert torch.equal(probability, before), "the tensor that came in was changed: return a new one"
+
+    def kept(values: list[float], p: float) -> Tensor:
+        answer = on_copies(attempt, torch.tensor(values), p)
+        answer = expect_tensor(answer, (len(values),), "the probabilities")
+        assert bool((answer >= 0).all()), f"there are no negative probabilities: {answer.tolist()}"
+        return answer
+
+    four = [0.1, 0.5, 0.15, 0.25]
+    everything = kept(four, 1.0)
+    assert torch.allclose(everything, torch.tensor(four)), (
+        f"p = 1 keeps every token at its place, yours gives {everything.tolist()}"
+    )
+    first = kept(four, 0.3)
     assert first.count_nonzero() > 0, (
         "p = 0.3 kept nothing: the token that crosses p belongs to the kept ones"
     )
     assert first[1] > 0, "the likeliest token is number 1: put the answer back to its old place"
-    assert torch.allclose(first, torch.tensor([0.0, 1.0, 0.0, 0.0])), (
-        f"p = 0.3: token 1 alone has more than that, so it gets probability 1; yours: {first.tolist()}"
+    assert first.count_nonzero() == 1, (
+        f"p = 0.3: token 1 alone has more than that, no other is needed; yours: {first.tolist()}"
     )
-    two = attempt(probability, 0.6)
-    assert two[3] > 0, "p = 0.6: token 1 has 0.5, so token 3 is still needed to get there"
+    assert abs(first.sum().item() - 1) < 1e-5, (
+        f"what is kept should sum to 1 again, not to {first.sum():.2f}"
+    )
+    two = kept(four, 0.6)
+    assert two[3] > 0, (
+        "p = 0.6: token 1 has 0.5, so token 3 is still needed: the one that crosses p is kept"
+    )
     assert two[0] == two[2] == 0, "p = 0.6: tokens 1 and 3 have 0.75 together, the others go"
-    assert abs(two.sum().item() - 1) < 1e-5, "what is kept should sum to 1 again"
-    exactly = attempt(torch.tensor([0.5, 0.25, 0.25]), 0.5)
+    expected = torch.tensor([0, 2 / 3, 0, 1 / 3])
+    assert torch.allclose(two, expected), (
+        f"tokens 1 and 3 stay in proportion, 2/3 and 1/3, yours: {two.tolist()} (divide by the sum; a softmax of probabilities is something else)"
+    )
+    flat = kept([0.3, 0.1, 0.3, 0.3], 0.5)
+    assert flat.count_nonzero() == 2, (
+        f"p = 0.5 of three tokens with 0.3 each: any two are enough, yours keeps {int(flat.count_nonzero())}: count tokens, do not compare probabilities"
+    )
+    exactly = kept([0.5, 0.25, 0.25], 0.5)
     assert exactly[0] == 1, "p = 0.5, and the first token has just that: no other is needed"
+    many = torch.linspace(1, 3, 50).square()
+    many = (many / many.sum()).tolist()
+    assert kept(many, 0.5)[-1] > 0, "with 50 tokens the last is the likeliest: it is lost"
 
 
 @diagnostic("Exercise 16.3")
 def check_beam_search(
     attempt: Callable[[Callable[[list[int]], list[float]], int, int, int], list[int]],
 ) -> None:
-    """Check a beam search on tables: beam 1, a better second start, the end token, an early short one."""
+    """Check a beam search on tables: each is made so that one mistake, and no other, shows."""
     end = 2
+    asked: list[list[int]] = []
 
-    def table(rows: dict[tuple[int, ...], list[float]]) -> Callable[[list[int]], list[float]]:
+    def found(rows: dict[tuple[int, ...], list[float]], beam_size: int, most: int) -> list[int]:
+        asked.clear()
+
         def next_token(tokens: list[int]) -> list[float]:
-            row = rows.get(tuple(tokens), [0.01, 0.01, 0.98])
-            return [math.log(p) for p in row]
+            asked.append(list(tokens))
+            return [math.log(p) for p in rows.get(tuple(tokens), [0.01, 0.01, 0.98])]
 
-        return next_token
+        answer = attempt(next_token, beam_size, end, most)
+        assert isinstance(answer, list), f"return a list of tokens, not {type(answer).__name__}"
+        assert end not in answer, "leave the end token out of the answer"
+        return answer
 
-    steps = table({(): [0.6, 0.39, 0.01], (0,): [0.3, 0.3, 0.4], (1,): [0.01, 0.01, 0.98]})
-    greedy = attempt(steps, 1, end, 5)
-    assert isinstance(greedy, list), f"return a list of tokens, not {type(greedy).__name__}"
-    assert end not in greedy, "leave the end token out of the answer"
-    assert greedy == [0], f"a beam of 1 is greedy: token 0, then the end; yours gives {greedy}"
-    wide = attempt(steps, 2, end, 5)
-    assert wide != [0], (
-        "with a beam of 2 the start 1 survives, and 0.39 * 0.98 beats 0.6 * 0.4: are log-probabilities "
-        "added up over all tokens, the end included?"
+    one_way = {(): [0.97, 0.02, 0.01], (0,): [0.02, 0.97, 0.01], (0, 1): [0.001, 0.001, 0.998]}
+    one_way |= {(0, 1, last): [0.4, 0.3, 0.3] for last in (0, 1)}
+    answer = found(one_way, 1, 5)
+    assert answer or len(asked) > 1, (
+        "[] has a probability of 0.01, [0, 1] of 0.92: the search stopped at the first finished one"
     )
-    assert wide == [1], f"the likeliest sentence is [1], yours is {wide}"
-    longer = table(
-        {
-            (): [0.5, 0.08, 0.42],
-            (0,): [0.97, 0.02, 0.01],
-            (0, 0): [0.01, 0.97, 0.02],
-            (0, 0, 1): [0.01, 0.01, 0.98],
-        }
+    assert answer, (
+        "[] came back, with a probability of 0.01: is the log-probability of the end token added, too?"
     )
-    found = attempt(longer, 2, end, 6)
-    assert found != [], (
-        "the empty sentence has 0.42, but [0, 0, 1] has more: the search stopped at the first finished one"
+    assert answer == [0, 1], f"the likeliest sentence is [0, 1], yours is {answer}"
+    sums = {(): [0.6, 0.1, 0.3], (1,): [0.002, 0.002, 0.996]}
+    answer = found(sums, 2, 5)
+    assert answer != [1], (
+        "[0] has 0.6 * 0.98, [1] only 0.1 * 0.996: log-probabilities are added up over all tokens"
     )
-    assert found == [0, 0, 1], f"the likeliest sentence is [0, 0, 1], yours is {found}"
-    endless = table({(0,) * n: [0.9, 0.05, 0.05] for n in range(9)})
-    assert attempt(endless, 2, end, 4) == [], (
-        "of at most 4 tokens, the end counted, [] is the likeliest finished sentence, with 0.05: "
-        "an unfinished sentence is no answer, however likely"
+    assert answer == [0], f"the likeliest sentence is [0], with 0.588, yours is {answer}"
+    steps = {(): [0.6, 0.39, 0.01], (0,): [0.3, 0.3, 0.4]}
+    answer = found(steps, 2, 5)
+    assert answer != [0], (
+        "with a beam of 2 the start 1 survives, and 0.39 * 0.98 beats 0.6 * 0.4: how many go on?"
     )
-    limited = table({(): [0.9, 0.09, 0.01], (0,): [0.9, 0.09, 0.01], (0, 0): [0.01, 0.01, 0.98]})
-    found = attempt(limited, 2, end, 2)
-    assert found != [0, 0], "[0, 0] and its end are 3 tokens, and the limit was 2"
-    assert found == [1], f"of at most 2 tokens, the end counted, [1] is the likeliest, not {found}"
-    assert attempt(limited, 2, end, 3) == [0, 0], (
-        "[0, 0] and its end are 3 tokens, as many as allowed"
+    assert answer == [1], f"the likeliest sentence is [1], yours is {answer}"
+    answer = found(steps, 1, 5)
+    assert answer != [1], "a beam of 1 keeps the beginning 0 only: does yours keep more?"
+    assert answer == [0], f"a beam of 1: token 0, then the end; yours gives {answer}"
+    limited = {(): [0.9, 0.09, 0.01], (0,): [0.9, 0.09, 0.01]}
+    assert found(limited, 2, 3) == [0, 0], (
+        "[0, 0] and its end are 3 tokens, as many as allowed: is the last step missing?"
     )
-    narrow = table(
-        {
-            (): [0.55, 0.44, 0.01],
-            (0,): [0.5, 0.49, 0.01],
-            (1,): [0.5, 0.49, 0.01],
-            (0, 0): [0.5, 0.4, 0.1],
-            (0, 1): [0.5, 0.4, 0.1],
-        }
-    )
-    assert attempt(narrow, 4, end, 5) == [1, 0], "a beam of 4 finds [1, 0], with 0.22"
-    assert attempt(narrow, 2, end, 5) == [0, 0, 0], (
-        "a beam of 2 goes on with the two likeliest beginnings only and loses [1, 0]; does yours keep more?"
+    # Ends third of three: [] is the best within two tokens; then fifth of six.
+    third = {(): [0.5, 0.3, 0.2], (0,): [0.5, 0.4, 0.1], (1,): [0.5, 0.4, 0.1]}
+    fifth = {(): [0.5, 0.499, 0.001], (0,): [0.5, 0.49, 0.01], (1,): [0.5, 0.48, 0.02]}
+    for rows, best in ((third, []), (fifth, [1])):
+        answer = found(rows, 2, 2)
+        assert len(answer) < 2, (
+            f"{answer} has not ended within 2 tokens, the end counted: an unfinished sentence is no "
+            "answer, however likely"
+            if len(asked) < 4
+            else f"{answer} and its end are 3 tokens, and the limit was 2"
+        )
+        assert answer == best, (
+            f"{best} ends, although others that go on rank before it, yours gives {answer}: what ends "
+            "is finished whatever its rank"
+        )
+    found({(): [0.5, 0.2, 0.3], (0,): [0.4, 0.3, 0.3], (1,): [0.4, 0.3, 0.3]}, 2, 3)
+    places = sorted(tokens for tokens in asked if len(tokens) == 1)
+    assert places == [[0], [1]], (
+        f"after one token the beam holds [0] and [1], yours asks for {places}: what has ended must not "
+        "take a place in the beam, and no beginning is asked for twice"
     )
