@@ -1,6 +1,7 @@
 """Chapter 10: no order without positions; the exercises. What both stacks promise: tests/library."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -34,8 +35,21 @@ def squeezed(mask: Tensor) -> Tensor:
     return ~mask.squeeze()
 
 
+def in_place_mask(mask: Tensor) -> Tensor:
+    return mask.logical_not_()[:, 0, 0]
+
+
 @pytest.mark.parametrize(
-    ("wrong", "message"), [(not_inverted, "True means padding"), (squeezed, "squeeze")]
+    ("wrong", "message"),
+    [
+        (not_inverted, "True means padding"),
+        (squeezed, "squeeze"),
+        (lambda mask: ~mask, "should have shape"),
+        (lambda mask: ~mask[:, 0], "should have shape"),
+        (lambda mask: 1 - mask[:, 0, 0].float(), "boolean"),
+        (lambda mask: (~mask[:, 0, 0]).sort(dim=-1).values, "either side"),
+        (in_place_mask, "in place"),
+    ],
 )
 def test_check_torch_padding_mask(wrong: Callable[[Tensor], Tensor], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
@@ -119,24 +133,55 @@ def in_place(
     return norm_2(x)
 
 
-def test_check_encoder_layer_takes_a_solution_that_works_in_place() -> None:
-    chapter_10.check_encoder_layer(in_place)
+def reach(masks: list[Tensor], residual: bool = True, backwards: bool = False) -> Tensor:
+    known = torch.eye(len(masks[0]), dtype=torch.bool)
+    for mask in reversed(masks) if backwards else masks:
+        heard = (mask[:, :, None] & known[None]).any(dim=1)
+        known = heard | known if residual else heard
+    return known
+
+
+def reach_by_walking(masks: list[Tensor]) -> Tensor:
+    length = len(masks[0])
+    found = torch.zeros(length, length, dtype=torch.bool)
+    for top in range(length):
+        heard = {top}
+        for mask in reversed(masks):
+            heard |= {j for i in heard for j in range(length) if mask[i, j]}
+        found[top, sorted(heard)] = True
+    return found
+
+
+def reach_by_counting(masks: list[Tensor]) -> Tensor:
+    paths = torch.eye(len(masks[0]), dtype=torch.int32)
+    for mask in masks:
+        paths = (mask.int() + torch.eye(len(mask), dtype=torch.int32)) @ paths
+    return paths > 0  # so many paths that int32 overflows
+
+
+def reach_in_place(masks: list[Tensor]) -> Tensor:
+    for mask in masks:
+        mask.fill_diagonal_(True)
+    return reach(masks)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda d_model, d_ff: d_ff, "ALONE"),
-        (lambda d_model, d_ff: 2 * d_model + d_ff, "belong to attention"),
-        (lambda d_model, d_ff: d_ff - 2 * d_model, "at least 1"),
-        (lambda d_model, d_ff: float(d_ff - 2 * d_model), "whole number"),
-        (lambda d_model, d_ff: max(1, d_ff - 2 * d_model) + 1, "not the smallest"),
-        (lambda d_model, d_ff: 2 * d_model, "still cheaper|not the smallest"),
+        (lambda masks: torch.stack(masks).any(dim=0), "residual|OR of the masks"),
+        (lambda masks: torch.stack(masks).any(dim=0) | torch.eye(len(masks[0])).bool(), "OR"),
+        (lambda masks: reach(masks, residual=False), "residual"),
+        (lambda masks: reach(masks, backwards=True), "lowest layer comes first"),
+        (lambda masks: reach(masks).T, "transposed"),
+        (lambda masks: reach(masks).float(), "boolean"),
+        (lambda masks: reach(masks[:2]), "3 layers"),
+        (reach_by_counting, "overflow"),
+        (reach_in_place, "in place"),
     ],
 )
-def test_check_crossing(wrong: Callable[[int, int], int], message: str) -> None:
+def test_check_reach(wrong: Callable[[list[Tensor]], Tensor], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
-        chapter_10.check_crossing(wrong)
+        chapter_10.check_reach(wrong)
 
 
 def looks_at_content_only(encoder: Callable[[Tensor, Tensor], Tensor]) -> bool:
@@ -164,6 +209,24 @@ def pads_with_zeros(encoder: Callable[[Tensor, Tensor], Tensor]) -> bool:
     return torch.allclose(fewer, more, atol=1e-5)
 
 
+def detect(encoder: Callable[[Tensor, Tensor], Tensor], tolerance: float = 1e-5) -> bool:
+    """Other content and another amount of padding at once."""
+    x, real = 3 * torch.randn(1, 6, 8), torch.arange(6)[None] < 4
+    other = F.pad(torch.where(real[..., None], x, 7 * torch.randn(1, 6, 8)), (0, 0, 0, 3))
+    more = F.pad(real, (0, 3))
+    moved = encoder(x, real[:, None, None])[real] - encoder(other, more[:, None, None])[more]
+    return bool(moved.abs().max() <= tolerance)
+
+
+def detect_alone(encoder: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    """A sentence in a batch is what it is alone."""
+    x, lengths = torch.randn(3, 7, 8), (7, 4, 2)
+    mask = torch.stack([torch.arange(7) < n for n in lengths])[:, None, None]
+    together = encoder(x, mask)
+    alone = [encoder(x[i : i + 1, :n], mask[i : i + 1, ..., :n])[0] for i, n in enumerate(lengths)]
+    return all(torch.allclose(together[i, :n], alone[i], atol=1e-5) for i, n in enumerate(lengths))
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -172,8 +235,35 @@ def pads_with_zeros(encoder: Callable[[Tensor, Tensor], Tensor]) -> bool:
         (has_no_padding, "have padding"),
         (looks_at_pads_too, "real positions only"),
         (lambda encoder: torch.tensor(True), "True or False"),
+        (lambda encoder: detect(encoder, 0.05), "tolerance is too wide"),
     ],
 )
 def test_check_padding_detector(wrong: Callable[..., bool], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         chapter_10.check_padding_detector(wrong)
+
+
+def right_layer(
+    x: Tensor, attend: Part, feed_forward: Part, norm_1: Part, norm_2: Part, norm_first: bool
+) -> Tensor:
+    for sublayer, norm in ((attend, norm_1), (feed_forward, norm_2)):
+        x = x + sublayer(norm(x)) if norm_first else norm(x + sublayer(x))
+    return x
+
+
+@pytest.mark.parametrize(
+    ("check", "attempt"),
+    [
+        (chapter_10.check_torch_padding_mask, lambda mask: ~mask.squeeze(2).squeeze(1)),
+        (chapter_10.check_torch_padding_mask, lambda mask: mask.flatten(1) == 0),
+        (chapter_10.check_encoder_layer, right_layer),
+        (chapter_10.check_encoder_layer, in_place),
+        (chapter_10.check_reach, reach),
+        (chapter_10.check_reach, reach_by_walking),
+        (chapter_10.check_padding_detector, detect),
+        (chapter_10.check_padding_detector, detect_alone),
+    ],
+)
+def test_a_right_solution_passes(check: Any, attempt: Any, capsys: Any) -> None:
+    check(attempt)
+    assert "every check passed" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Chapter 11: what a decoder may know; the exercises. What both stacks promise: tests/library."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -104,50 +105,6 @@ def test_the_causal_mask_is_not_applied_across() -> None:
 # The checks of the exercises must reject the likeliest wrong answers, and say why.
 
 
-def column_of(target: Tensor, token: int) -> Tensor:
-    return torch.full_like(target[:, :1], token)
-
-
-def shifted(target: Tensor, bos: int, eos: int) -> tuple[Tensor, Tensor]:
-    both_ends = torch.cat([column_of(target, bos), target, column_of(target, eos)], dim=1)
-    return both_ends[:, :-1], both_ends[:, 1:]
-
-
-def not_shifted(target: Tensor, bos: int, eos: int) -> tuple[Tensor, Tensor]:
-    both = torch.cat([column_of(target, bos), target], dim=1)
-    return both, both
-
-
-def end_in_the_input(target: Tensor, bos: int, eos: int) -> tuple[Tensor, Tensor]:
-    whole = torch.cat([column_of(target, bos), target, column_of(target, eos)], dim=1)
-    return whole[:, [0, 1, 2, 4]], whole[:, 1:]
-
-
-def whole_sentence(target: Tensor, bos: int, eos: int) -> tuple[Tensor, Tensor]:
-    whole = torch.cat([column_of(target, bos), target, column_of(target, eos)], dim=1)
-    return whole, whole
-
-
-def floats(target: Tensor, bos: int, eos: int) -> tuple[Tensor, Tensor]:
-    column = torch.ones(len(target), 1)
-    return torch.cat([column * bos, target], dim=1), torch.cat([target, column * eos], dim=1)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        (not_shifted, "bos_id is in the answer"),
-        (end_in_the_input, "eos_id is in the input"),
-        (whole_sentence, "should have shape"),
-        (floats, "torch.long"),
-        (lambda target, bos, eos: shifted(target, 1, 2), "use bos_id and eos_id"),
-    ],
-)
-def test_check_shift(wrong: Callable[..., tuple[Tensor, Tensor]], message: str) -> None:
-    with pytest.raises(AssertionError, match=message):
-        chapter_11.check_shift(wrong)
-
-
 Part = Callable[[Tensor], Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 
@@ -237,10 +194,6 @@ def in_place(
     return norms[2](x)
 
 
-def test_check_decoder_layer_takes_a_solution_that_works_in_place() -> None:
-    chapter_11.check_decoder_layer(in_place)
-
-
 def memory_mask_of(tokens: Tensor, pad_id: int) -> Tensor:
     return (tokens != pad_id)[:, None, None, :]
 
@@ -315,8 +268,143 @@ def roughly(decoder: Callable[[Tensor, Tensor], Tensor]) -> str:
         (lambda decoder: None, "should be one of|returned None"),
         (never_asks_the_memory, "'deaf'.*'healthy'"),
         (roughly, "sees_the_next_word"),
+        (lambda decoder: "Healthy", "should be one of"),
     ],
 )
 def test_check_diagnose(wrong: Callable[..., str], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         chapter_11.check_diagnose(wrong)
+
+
+def packed(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    asks = target[:, None, :, None]
+    own, across = asks == target[:, None, None], asks == source[:, None, None]
+    return own & tril(target.size(1)) & (asks > 0), across & (asks > 0)
+
+
+def packed_by_loops(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    own = torch.zeros(len(target), 1, target.size(1), target.size(1), dtype=torch.bool)
+    across = torch.zeros(len(target), 1, target.size(1), source.size(1), dtype=torch.bool)
+    for row in range(len(target)):
+        for i, pair in enumerate(target[row].tolist()):
+            if pair:
+                own[row, 0, i, : i + 1] = target[row, : i + 1] == pair
+                across[row, 0, i] = source[row] == pair
+    return own, across
+
+
+def causal_across(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    own, across = packed(source, target)
+    return own, across & torch.ones_like(across).tril()
+
+
+def pads_to_pads(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    asks = target[:, None, :, None]
+    return (asks == target[:, None, None]) & tril(target.size(1)), asks == source[:, None, None]
+
+
+def earlier_pairs_too(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    return tril(target.size(1)) & (target > 0)[:, None, :, None], packed(source, target)[1]
+
+
+def two_pairs_only(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    return packed(source.clamp(max=2), target.clamp(max=2))
+
+
+def in_place_pairs(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    target[target == 0] = -1
+    return packed(source, target.clamp(min=0))
+
+
+PACKED_WRONG: list[tuple[Callable[..., Any], str]] = [
+    (lambda s, t: tuple(mask[:, 0] for mask in packed(s, t)), "should have shape"),
+    (lambda s, t: tuple(mask.mT for mask in packed(s, t)), "should have shape|causality"),
+    (lambda s, t: tuple(mask.long() for mask in packed(s, t)), "is boolean"),
+    (lambda s, t: tuple(~mask for mask in packed(s, t)), "one pair"),
+    (lambda s, t: (packed(s, t)[0], packed(s, t)[0]), "should have shape"),
+    (
+        lambda s, t: ((t[:, None, :, None] == t[:, None, None]), packed(s, t)[1]),
+        "causality",
+    ),
+    (causal_across, "memory_mask is causal"),
+    (earlier_pairs_too, "causality is not enough"),
+    (lambda s, t: (packed(s, t)[0], memory_mask_of(s, 0) & (t > 0)[:, None, :, None]), "source of"),
+    (two_pairs_only, "three pairs"),
+    (pads_to_pads, "padding looks at nothing"),
+    (
+        lambda s, t: tuple(mask[:1].expand(len(s), -1, -1, -1) for mask in packed(s, t)),
+        "second row",
+    ),
+    (lambda s, t: [*packed(s, t)], "not a list"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), PACKED_WRONG)
+def test_check_packed_masks(wrong: Callable[..., Any], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        chapter_11.check_packed_masks(wrong)
+
+
+def test_an_attempt_that_works_on_what_it_is_given_is_told() -> None:
+    with pytest.raises(AssertionError, match="in place"):
+        chapter_11.check_packed_masks(in_place_pairs)
+
+
+def masks_by_where(source: Tensor, target: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
+    length = torch.arange(target.size(1))
+    own = (length[:, None] >= length)[None, None] & target.ne(pad_id)[:, None, None]
+    return own, source.ne(pad_id).unsqueeze(1).unsqueeze(1)
+
+
+def masks_by_loops(source: Tensor, target: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
+    own = [
+        [[[j <= i and t != pad_id for j, t in enumerate(row)] for i in range(len(row))]]
+        for row in target.tolist()
+    ]
+    return torch.tensor(own), torch.tensor([[[[t != pad_id for t in r]]] for r in source.tolist()])
+
+
+def doctor(decoder: Callable[[Tensor, Tensor], Tensor]) -> str:
+    """By gradients."""
+    x = torch.randn(1, 4, 8, requires_grad=True)
+    memory = torch.randn(1, 6, 8, requires_grad=True)
+    output = decoder(x, memory)
+    for i in range(3):
+        (gradient,) = torch.autograd.grad(output[0, i].sum(), x, retain_graph=True)
+        if gradient[0, i + 1 :].abs().max() > 0:
+            return "future"
+    first = torch.autograd.grad(output[0, 0].sum(), memory, retain_graph=True, allow_unused=True)[0]
+    if first is None or first.abs().max() == 0:
+        return "deaf"
+    return "causal memory" if first[0, -1].abs().max() == 0 else "healthy"
+
+
+def doctor_by_nudges(decoder: Callable[[Tensor, Tensor], Tensor]) -> str:
+    x, memory = torch.randn(2, 5, 8), torch.randn(2, 7, 8)
+    before = decoder(x, memory)
+    for i in range(1, 5):
+        other = torch.cat([x[:, :i], torch.randn(2, 5 - i, 8)], dim=1)
+        if (decoder(other, memory)[:, :i] != before[:, :i]).any():
+            return "future"
+    if (decoder(x, torch.randn(2, 7, 8)) == before).all():
+        return "deaf"
+    other = torch.cat([memory[:, :-1], torch.randn(2, 1, 8)], dim=1)
+    return "causal memory" if (decoder(x, other)[:, 0] == before[:, 0]).all() else "healthy"
+
+
+@pytest.mark.parametrize(
+    ("check", "attempt"),
+    [
+        (chapter_11.check_decoder_masks, masks_by_where),
+        (chapter_11.check_decoder_masks, masks_by_loops),
+        (chapter_11.check_decoder_layer, build(right_back, right_across)),
+        (chapter_11.check_decoder_layer, in_place),
+        (chapter_11.check_packed_masks, packed),
+        (chapter_11.check_packed_masks, packed_by_loops),
+        (chapter_11.check_diagnose, doctor),
+        (chapter_11.check_diagnose, doctor_by_nudges),
+    ],
+)
+def test_a_right_solution_passes(check: Any, attempt: Any, capsys: Any) -> None:
+    check(attempt)
+    assert "every check passed" in capsys.readouterr().out

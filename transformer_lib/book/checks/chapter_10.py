@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from transformer_lib.book.checks import diagnostic, expect_tensor
+from transformer_lib.book.checks import diagnostic, expect_tensor, on_copies
 
 
 @diagnostic("Exercise 10.1")
@@ -13,13 +13,17 @@ def check_torch_padding_mask(attempt: Callable[[Tensor], Tensor]) -> None:
     """Check a mask for torch: shape and type, then its meaning, then a batch of one."""
     words = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
     ours = words[:, None, None, :]  # (batch, 1, 1, length)
-    mask = expect_tensor(attempt(ours), (2, 5), "torch's mask")
+    mask = expect_tensor(on_copies(attempt, ours), (2, 5), "torch's mask")
     assert mask.dtype == torch.bool, f"the mask should be boolean, yours is {mask.dtype}"
     assert not torch.equal(mask, ours[:, 0, 0]), (
         "the shape is right; but in torch's mask True means padding"
     )
     assert mask.tolist() == [[False] * 3 + [True] * 2, [False] * 5], (
         f"only positions 3 and 4 of row 0 are padding, got {mask}"
+    )
+    longer = torch.tensor([[1, 0], [0, 1], [1, 1]], dtype=torch.bool)[:, None, None, :]
+    assert attempt(longer).tolist() == [[False, True], [True, False], [False, False]], (
+        f"padding may stand on either side, in any row, got {attempt(longer).tolist()}"
     )
     expect_tensor(
         attempt(ours[:1, ..., :1]),
@@ -104,35 +108,47 @@ def check_encoder_layer(attempt: Callable[..., Tensor]) -> None:
 
 
 @diagnostic("Exercise 10.3")
-def check_crossing(attempt: Callable[[int, int], int]) -> None:
-    """Check the crossing by trying the lengths around it, for usual and unusual shapes."""
+def check_reach(attempt: Callable[[list[Tensor]], Tensor]) -> None:
+    """Check a reach: one layer, its residual, then two layers, in this order, then many."""
 
-    def attention_wins(n: int, d_model: int, d_ff: int) -> bool:
-        return 8 * n * d_model**2 + 4 * n**2 * d_model >= 4 * n * d_model * d_ff
+    def reach(*layers: list[list[int]]) -> list[list[int]]:
+        masks = [torch.tensor(layer, dtype=torch.bool) for layer in layers]
+        found = on_copies(lambda *masks: attempt(list(masks)), *masks)
+        found = expect_tensor(found, masks[0].shape, "the reach")
+        assert found.dtype == torch.bool, f"the reach is boolean, got {found.dtype}"
+        return [[int(x) for x in row] for row in found.tolist()]
 
-    base = attempt(512, 2048)
-    assert isinstance(base, int), f"a length is a whole number (int), got {type(base).__name__}"
-    assert base != 2048, (
-        "at 2,048 the pairs ALONE cost as much as the feed-forward network: the maps count too"
+    left = [[1, 0, 0], [1, 1, 0], [0, 1, 1]]  # each hears itself and the one before it
+    one = reach(left)
+    assert one != [list(column) for column in zip(*left, strict=True)], (
+        "rows are outputs, columns are inputs: yours is transposed"
     )
-    assert base != 3072, (
-        "at 3,072 the pairs cost as much as all the rest: here the maps belong to attention"
+    assert one == left, f"one layer: who hears whom is the mask itself, got {one}"
+    deaf = [[0, 0, 0], [1, 0, 0], [0, 1, 0]]  # nobody hears itself
+    assert reach(deaf) == left, (
+        "a mask without its diagonal: by the residual connection every output depends on its own input"
     )
-    for d_model, d_ff in (
-        (512, 2048),
-        (1024, 4096),
-        (300, 901),
-        (7, 100),
-        (256, 512),
-        (256, 128),
-    ):
-        n = attempt(d_model, d_ff)
-        assert n >= 1, f"d_model {d_model}, d_ff {d_ff}: a length is at least 1, got {n}"
-        assert attention_wins(n, d_model, d_ff), (
-            f"d_model {d_model}, d_ff {d_ff}: at length {n} attention is still cheaper"
-        )
-        assert n == 1 or not attention_wins(n - 1, d_model, d_ff), (
-            f"d_model {d_model}, d_ff {d_ff}: {n} is not the smallest"
+    two = reach(left, left)
+    assert two[2] != [0, 1, 1], (
+        "two layers: position 2 hears 1 in layer 2, and 1 has heard 0 in layer 1. An OR of the masks does not see that"
+    )
+    assert two == [[1, 0, 0], [1, 1, 0], [1, 1, 1]], f"two such layers reach {two}"
+    first, second = [[1, 0, 0], [1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 0], [0, 1, 1]]
+    assert reach(first, second) == [[1, 0, 0], [1, 1, 0], [1, 1, 1]], (
+        "layer 1 brings 0 to 1, layer 2 brings 1 to 2, so output 2 depends on input 0: the lowest layer comes first, is "
+        "the product the wrong way round?"
+    )
+    assert reach(second, first) == [[1, 0, 0], [1, 1, 0], [0, 1, 1]], (
+        "layer 1 brings 1 to 2, only then layer 2 brings 0 to 1: output 2 does not depend on input 0"
+    )
+    nobody = [[0, 0, 0]] * 3
+    assert reach(nobody) == [[1, 0, 0], [0, 1, 0], [0, 0, 1]], "nobody attends: each knows itself"
+    length = 9
+    chain = [[int(j in (i - 1, i)) for j in range(length)] for i in range(length)]
+    for depth in (3, 8, 300):
+        expected = [[int(i - depth <= j <= i) for j in range(length)] for i in range(length)]
+        assert reach(*[chain] * depth) == expected, (
+            f"{depth} layers carry what is known {min(depth, 8)} positions further (do your numbers overflow?)"
         )
 
 
@@ -162,7 +178,16 @@ def check_padding_detector(
         real = mask[:, 0, 0, :, None].to(x.dtype)  # (batch, length, 1)
         return x + (x * real).sum(dim=1, keepdim=True) / x.size(1)
 
-    encoders = (honest, forgets_the_mask, masks_once, upside_down, counts_the_pads)
+    def gently(encoder: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        def gentle(x: Tensor, mask: Tensor) -> Tensor:
+            return x + 0.01 * (encoder(x, mask) - x)
+
+        gentle.__name__ = f"{encoder.__name__} gently"
+        return gentle
+
+    faulty = (forgets_the_mask, masks_once, upside_down, counts_the_pads)
+    gentle = [gently(encoder) for encoder in (honest, *faulty)]
+    encoders = (honest, *faulty, *gentle)
     verdicts = {encoder.__name__: attempt(encoder) for encoder in encoders}
     kinds = {
         name: type(verdict).__name__
@@ -184,4 +209,10 @@ def check_padding_detector(
     )
     assert not verdicts["counts_the_pads"], (
         "an encoder that divides by the padded length went unnoticed: change the AMOUNT"
+    )
+    assert verdicts["honest gently"], "an honest encoder was accused: allow for rounding"
+    unnoticed = [encoder.__name__ for encoder in gentle[1:] if verdicts[encoder.__name__]]
+    assert not unnoticed, (
+        f"loud faults are found, the same at a hundredth of the strength are not ({', '.join(unnoticed)}): the "
+        "tolerance is too wide"
     )

@@ -1,44 +1,62 @@
 """The checks of chapter 11's exercises."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transformer_lib.book.checks import diagnostic, expect_tensor
+from transformer_lib.book.checks import diagnostic, expect_tensor, on_copies
 
 
 @diagnostic("Exercise 11.1")
-def check_shift(attempt: Callable[[Tensor, int, int], tuple[Tensor, Tensor]]) -> None:
-    """Check input and answer of a decoder: shapes, ends, then the shift between the two."""
-    target = torch.tensor([[5, 6, 7], [8, 9, 5]])  # (batch, length)
-    pair = attempt(target, 1, 2)
-    assert isinstance(pair, tuple), f"return (input, answer), got {type(pair).__name__}"
-    assert len(pair) == 2, f"return (input, answer), got {len(pair)} values"
-    decoder_input = expect_tensor(pair[0], (2, 4), "the decoder's input")
-    answer = expect_tensor(pair[1], (2, 4), "the answer")
-    for name, tensor in (("input", decoder_input), ("answer", answer)):
-        assert tensor.dtype == torch.long, (
-            f"the {name} should hold token ids, torch.long, got {tensor.dtype}"
-        )
-    assert (decoder_input[:, 0] == 1).all(), (
-        f"the input should begin with bos_id = 1, got {decoder_input[:, 0].tolist()}"
+def check_decoder_masks(attempt: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]) -> None:
+    """Check the two masks of a decoder: shapes, then the memory's, then causality, then padding."""
+    source = torch.tensor([[9, 9, 5, 6, 7], [8, 4, 5, 6, 7]])  # (batch, source)
+    target = torch.tensor([[9, 4, 5], [4, 5, 6]])  # (batch, target), 9 is padding here
+    pair = on_copies(attempt, source, target, 9)
+    assert isinstance(pair, tuple), f"return (attn_mask, memory_mask), got {type(pair).__name__}"
+    assert len(pair) == 2, f"return (attn_mask, memory_mask), got {len(pair)} values"
+    attn_mask = expect_tensor(pair[0], (2, 1, 3, 3), "attn_mask")
+    memory_mask = expect_tensor(pair[1], (2, 1, 1, 5), "memory_mask")
+    assert attn_mask.dtype == memory_mask.dtype == torch.bool, (
+        f"masks are boolean: {attn_mask.dtype}, {memory_mask.dtype}"
     )
-    assert (decoder_input != 2).all(), "eos_id is in the input: it is only ever predicted"
-    assert (answer != 1).all(), "bos_id is in the answer: nobody has to predict it"
-    assert (answer[:, -1] == 2).all(), (
-        f"the answer should end with eos_id = 2, got {answer[:, -1].tolist()}"
+    real = [[False, False, True, True, True], [True] * 5]
+    assert memory_mask[:, 0, 0].tolist() != [[not word for word in row] for row in real], (
+        "memory_mask: True means allowed"
     )
-    assert torch.equal(answer[:, :-1], decoder_input[:, 1:]), (
-        "the answer at i should be the input at i + 1"
+    assert memory_mask[:, 0, 0].tolist() == real, (
+        f"memory_mask should follow the SOURCE's padding, got {memory_mask[:, 0, 0]}"
     )
-    assert torch.equal(answer[:, :-1], target), (
-        f"the words themselves should be {target.tolist()}, got {answer[:, :-1].tolist()}"
+    no_padding = attn_mask[1, 0].tolist()
+    assert not no_padding[0][2], (
+        "attn_mask, sentence without padding: position 0 sees position 2 (causality)"
     )
-    other_input, other_answer = attempt(target, 3, 4)
-    assert (other_input[:, 0] == 3).all() and (other_answer[:, -1] == 4).all(), (
-        "with other ids the ends should change: use bos_id and eos_id"
+    assert no_padding == [[True, False, False], [True, True, False], [True, True, True]], (
+        f"attn_mask, sentence without padding: should be causal, got {no_padding}"
+    )
+    padded = attn_mask[0, 0].tolist()
+    assert not any(row[0] for row in padded), (
+        f"attn_mask: nobody may see the pad at position 0, got {padded}"
+    )
+    assert not padded[0][1] and not padded[0][2], (
+        f"attn_mask: the pad's own row must not look ahead either, got {padded}"
+    )
+    assert padded[1:] == [[False, True, False], [False, True, True]], (
+        f"attn_mask: causal and without the pad, got {padded}"
+    )
+    swapped = on_copies(attempt, target, source, 9)
+    assert tuple(expect_tensor(x, x.shape, "the masks").shape for x in swapped) == (
+        (2, 1, 5, 5),
+        (2, 1, 1, 3),
+    ), (
+        "with other lengths the masks should have other shapes: do you use the lengths you are given?"
+    )
+    everywhere = on_copies(attempt, torch.tensor([[3, 3, 7]]), torch.tensor([[7, 3, 5, 6]]), 3)
+    assert everywhere[0][0, 0, 3].tolist() == [True, False, True, True], (
+        "with padding id 3, token 3 is padding wherever it stands: nobody may see it"
     )
 
 
@@ -125,41 +143,56 @@ def check_decoder_layer(attempt: Callable[..., Tensor]) -> None:
 
 
 @diagnostic("Exercise 11.3")
-def check_decoder_masks(attempt: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]) -> None:
-    """Check the two masks of a decoder: shapes, then the memory's, then causality, then padding."""
-    source = torch.tensor([[9, 9, 5, 6, 7], [8, 4, 5, 6, 7]])  # (batch, source)
-    target = torch.tensor([[9, 4, 5], [4, 5, 6]])  # (batch, target), 9 is padding here
-    pair = attempt(source, target, 9)
-    assert isinstance(pair, tuple), f"return (attn_mask, memory_mask), got {type(pair).__name__}"
-    assert len(pair) == 2, f"return (attn_mask, memory_mask), got {len(pair)} values"
-    attn_mask = expect_tensor(pair[0], (2, 1, 3, 3), "attn_mask")
-    memory_mask = expect_tensor(pair[1], (2, 1, 1, 5), "memory_mask")
-    assert attn_mask.dtype == memory_mask.dtype == torch.bool, (
-        f"masks are boolean: {attn_mask.dtype}, {memory_mask.dtype}"
+def check_packed_masks(attempt: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+    """Check the masks of packed rows: shapes, one pair, two, three, then padding."""
+
+    def masks(source: list[list[int]], target: list[list[int]]) -> tuple[list[Any], list[Any]]:
+        pair = on_copies(attempt, torch.tensor(source), torch.tensor(target))
+        assert isinstance(pair, tuple), (
+            f"return (attn_mask, memory_mask), not a {type(pair).__name__}"
+        )
+        assert len(pair) == 2, f"return (attn_mask, memory_mask), got {len(pair)} values"
+        rows, asks, answers = len(source), len(target[0]), len(source[0])
+        found = []
+        for name, mask, keys in (("attn_mask", pair[0], asks), ("memory_mask", pair[1], answers)):
+            mask = expect_tensor(mask, (rows, 1, asks, keys), name)
+            assert mask.dtype == torch.bool, f"{name} is boolean, got {mask.dtype}"
+            found.append([[[int(x) for x in row] for row in one[0]] for one in mask.tolist()])
+        return found[0], found[1]
+
+    own, across = masks([[1, 1]], [[1, 1, 1]])
+    assert own != [[[1, 1, 1]] * 3], "attn_mask: one pair, and a word sees later ones (causality)"
+    assert across != [[[1, 0], [1, 1], [1, 1]]], (
+        "memory_mask is causal: the whole source of its own pair is open to every target word"
     )
-    real = [[False, False, True, True, True], [True] * 5]
-    assert memory_mask[:, 0, 0].tolist() != [[not word for word in row] for row in real], (
-        "memory_mask: True means allowed"
+    assert own == [[[1, 0, 0], [1, 1, 0], [1, 1, 1]]], f"one pair: causal, got {own[0]}"
+    assert across == [[[1, 1]] * 3], f"one pair, and the whole source is open, got {across[0]}"
+    own, across = masks([[1, 2, 2]], [[1, 1, 2]])
+    assert own[0][2][:2] != [1, 1], (
+        "attn_mask: a word of pair 2 sees pair 1, which stands before it: causality is not enough"
     )
-    assert memory_mask[:, 0, 0].tolist() == real, (
-        f"memory_mask should follow the SOURCE's padding, got {memory_mask[:, 0, 0]}"
+    assert across[0][2][0] == 0, "memory_mask: the target of pair 2 sees the source of pair 1"
+    assert across[0][0][1:] == [0, 0], "memory_mask: the target of pair 1 sees the source of pair 2"
+    assert own == [[[1, 0, 0], [1, 1, 0], [0, 0, 1]]], f"two pairs, attn_mask is {own[0]}"
+    assert across == [[[1, 0, 0], [1, 0, 0], [0, 1, 1]]], f"two pairs, memory_mask is {across[0]}"
+    own, across = masks([[1, 2, 3, 3]], [[1, 2, 3]])
+    assert own == [[[1, 0, 0], [0, 1, 0], [0, 0, 1]]], f"three pairs, attn_mask is {own[0]}"
+    assert across == [[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1]]], (
+        f"three pairs, memory_mask is {across[0]}"
     )
-    no_padding = attn_mask[1, 0].tolist()
-    assert not no_padding[0][2], (
-        "attn_mask, sentence without padding: position 0 sees position 2 (causality)"
+    own, across = masks([[1, 1, 0], [1, 2, 2]], [[1, 0, 0], [1, 2, 2]])
+    assert own[0][1:] == [[0, 0, 0]] * 2, (
+        f"attn_mask: padding looks at nothing, not even at padding (0 is no pair), got {own[0]}"
     )
-    assert no_padding == [[True, False, False], [True, True, False], [True, True, True]], (
-        f"attn_mask, sentence without padding: should be causal, got {no_padding}"
+    assert across[0][1:] == [[0, 0, 0]] * 2, (
+        f"memory_mask: padding looks at nothing, not even at padding (0 is no pair), got {across[0]}"
     )
-    padded = attn_mask[0, 0].tolist()
-    assert not any(row[0] for row in padded), (
-        f"attn_mask: nobody may see the pad at position 0, got {padded}"
+    assert across[0][0] == [1, 1, 0], "memory_mask: a word sees the source's padding"
+    assert own[1] == [[1, 0, 0], [0, 1, 0], [0, 1, 1]], (
+        f"the second row has masks of its own: {own}"
     )
-    assert not padded[0][1] and not padded[0][2], (
-        f"attn_mask: the pad's own row must not look ahead either, got {padded}"
-    )
-    assert padded[1:] == [[False, True, False], [False, True, True]], (
-        f"attn_mask: causal and without the pad, got {padded}"
+    assert across[1] == [[1, 0, 0], [0, 1, 1], [0, 1, 1]], (
+        f"the second row of memory_mask: {across}"
     )
 
 
