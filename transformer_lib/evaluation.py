@@ -186,10 +186,11 @@ def bootstrap_interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Say between which values BLEU would probably lie on another test set of the same kind.
+    """Say between which values the BLEU of ever more sentences of this kind would probably lie.
 
-    The percentile bootstrap (Koehn, 2004): draw as many sentences as there are, with replacement,
-    score them, repeat. Each sentence is counted once; a resample adds up counts.
+    About `level` of such intervals hold it. (Another test set as small as this one is off by
+    chance, too, and its score lies inside less often.) The percentile bootstrap (Koehn, 2004): draw
+    as many sentences as there are, with replacement, score them, repeat.
 
     Args:
         hypotheses, references: as for bleu.

@@ -352,3 +352,49 @@ def test_many_queries_are_diagnosed(wrong: Callable[..., Any], message: str) -> 
 def test_contributions_are_diagnosed(wrong: Callable[..., Any], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_contributions(wrong)
+
+
+def pooled_by_einsum(patches: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+    weights = torch.einsum("bpd,d->bp", patches, query).softmax(dim=1)
+    return torch.einsum("bp,bpd->bd", weights, patches), weights
+
+
+def many_one_by_one(patches: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    pairs = [weigh(patches @ query, patches) for query in queries]
+    return torch.stack([p for p, _ in pairs], dim=1), torch.stack([w for _, w in pairs], dim=1)
+
+
+def map_by_kron(weights: Tensor, rows: int, columns: int, patch: int) -> Tensor:
+    return torch.kron(weights.reshape(rows, columns), torch.full((patch, patch), 1 / patch**2))
+
+
+def contributions_by_einsum(weights: Tensor, values: Tensor, classes: nn.Linear) -> Tensor:
+    return torch.einsum("bp,bpd,cd->bpc", weights, values, classes.weight)
+
+
+def contributions_by_difference(weights: Tensor, values: Tensor, classes: nn.Linear) -> Tensor:
+    weighted = weights[..., None] * values
+    return classes(weighted) - classes(torch.zeros_like(weighted))
+
+
+@pytest.mark.parametrize(
+    ("check", "attempt"),
+    [
+        (check_attention_pooling, lambda h, q: weigh(h @ q, h)),
+        (check_attention_pooling, pooled_by_einsum),
+        (check_heat_map, lambda w, r, c, p: spread(w.reshape(r, c) / p**2, p)),
+        (check_heat_map, map_by_kron),
+        (check_many_queries, lambda h, q: many(h, q, dim=-1)),
+        (check_many_queries, many_one_by_one),
+        (check_contributions, contributions_by_einsum),
+        (check_contributions, contributions_by_difference),
+    ],
+)
+def test_a_right_solution_passes(check: Any, attempt: Any, capsys: Any) -> None:
+    check(attempt)
+    assert "every check passed" in capsys.readouterr().out
+
+
+def test_an_attempt_that_changes_what_it_is_given_is_told() -> None:
+    with pytest.raises(AssertionError, match="argument number 1 in place"):
+        check_heat_map(lambda w, r, c, p: spread(w.div_(p**2).reshape(r, c), p))

@@ -12,7 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _Check = Callable[[Callable[..., Any]], None]
 
 
-def diagnostic(label: str) -> Callable[[_Check], _Check]:
+def _versions(arguments: Sequence[Any]) -> list[int]:
+    """How often each tensor has been changed in place; 0 for what is none, or does not say."""
+    return [0 if not isinstance(x, Tensor) or x.is_inference() else x._version for x in arguments]
+
+
+def diagnostic(label: str, in_place: bool = False) -> Callable[[_Check], _Check]:
     """Turn a function of asserts into the check of an exercise.
 
     `check(attempt)` then prints one line if the exercise is still open (its stub raises
@@ -20,8 +25,12 @@ def diagnostic(label: str) -> Callable[[_Check], _Check]:
     own, or one that says that the attempt raised, or returned nothing, followed by the error that
     came of it.
 
+    An attempt that changes a tensor it is given is told so: the caller still needs it, and the
+    check compares with it.
+
     Args:
         label: of the exercise, such as "Exercise 6.1".
+        in_place: whether the exercise lets an attempt change what it is given.
 
     Returns:
         The decorator; the check that it makes takes the reader's attempt and returns None.
@@ -36,11 +45,20 @@ def diagnostic(label: str) -> Callable[[_Check], _Check]:
 
             @functools.wraps(attempt)
             def watched(*args: Any, **kwargs: Any) -> Any:
+                given = (*args, *kwargs.values())
+                before = _versions(given)
                 try:
                     answers.append(attempt(*args, **kwargs))
                 except Exception as error:
                     raised.append(error)
                     raise
+                after = _versions(given)
+                if after != before and not in_place:
+                    number = 1 + [a == b for a, b in zip(before, after, strict=True)].index(False)
+                    raise AssertionError(
+                        f"{name} changes its argument number {number} in place: work on a new tensor, the caller "
+                        "still needs the old one"
+                    )
                 return answers[-1]
 
             try:
