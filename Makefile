@@ -9,7 +9,7 @@ SHIPPED := -p VOCAB_SIZE 6000 -p D_MODEL 256 -p NUM_HEADS 4 -p D_FF 512 -p NUM_E
   -p DROPOUT 0.15 -p STEPS 11500 -p WARMUP_STEPS 1000 -p COOL_DOWN_STEPS 7000 -p MAX_TOKENS 1024 -p BFLOAT16 True
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lab execute sync stamp train tried bench data clean lint types unit notebooks prove site
+.PHONY: help book test lab execute sync stamp train tried bench data release links clean lint types unit notebooks prove site
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,17 @@ prove: $(READY)  ## run every notebook from an empty folder on the installed whe
 
 site: $(READY)  ## tests of the built book, some in a browser
 	$(BIN)/python -m pytest tests/site
+
+links: $(READY)  ## try all links that leave the book (needs a network)
+	@$(BIN)/jupyter-book build --builder linkcheck --quiet .
+
+release: $(READY)  ## build and check what is published, and tag it; refuses while something is missing
+	$(BIN)/python -m tools.release
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+	git tag "v$$($(BIN)/python -m tools.release --version)"
+	@echo "Tagged. To publish: git push --tags, and twine upload dist/*"
 
 clean:  ## remove what was built (not .venv)
 	rm -rf _build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

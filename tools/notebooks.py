@@ -22,6 +22,7 @@ import nbformat
 import yaml
 
 from tools.chapters import ROOT, Chapter, ChapterError, chapters, tags
+from tools.release import version
 
 PROOF = ROOT / "build" / "proof"
 
@@ -36,7 +37,7 @@ SETUP = """\
 import importlib.util
 
 if importlib.util.find_spec("transformer_lib") is None:
-    %pip install --quiet "git+{url}.git"
+    %pip install --quiet "git+{url}.git@v{version}"
 
 import math
 from collections.abc import Callable
@@ -86,6 +87,11 @@ def repository_url() -> str:
     return str(config["repository"]["url"]).rstrip("/")
 
 
+def setup_cell(url: str) -> str:
+    """The first cell of every chapter; it installs this version, whatever may come after."""
+    return SETUP.format(url=url, version=version())
+
+
 def time_line(seconds: float) -> str:
     """The line of a chapter that says how long it runs; rounded up, so that it does not change at every run."""
     step = 5 if seconds < 60 else 10
@@ -95,7 +101,7 @@ def time_line(seconds: float) -> str:
 def stamp(chapter: Chapter, url: str) -> None:
     """Write the setup cell, the run time, and the folding of hidden cells into a chapter."""
     for cell in chapter.tagged("setup"):
-        cell.source = SETUP.format(url=url)
+        cell.source = setup_cell(url)
         # Twenty lines that a reader need not see each time.
         cell.metadata["tags"] = ["setup", "hide-input"]
     if chapter.cpu_seconds is not None:

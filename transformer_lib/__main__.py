@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 import os
+import platform
 import re
 import sys
 import time
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -112,9 +114,17 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message)  # one line, without the usage
 
 
+def _versions() -> str:
+    """What a report of a fault needs."""
+    packages = ("transformer-piece-by-piece", "torch", "numpy", "tokenizers", "safetensors")
+    lines = [f"{name} {version(name)}" for name in packages]
+    return "\n".join([*lines, f"python {platform.python_version()}, {platform.platform()}"])
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Describe the commands train, translate and evaluate, and their options."""
     parser = _Parser(prog="python -m transformer_lib", description="Train, use and score.")
+    parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command, (_, options, about) in COMMANDS.items():
         added = commands.add_parser(command, help=about, description=about, allow_abbrev=False)

@@ -210,7 +210,7 @@ def looked_at_in_place(weights: Tensor) -> Tensor:
         (lambda weights: weights.mean(dim=0).argmin(dim=-1), "along keys"),
         (lambda weights: weights.argmax(dim=-1), r"shape \(2,\), not \(1, 2\)"),
         (lambda weights: weights.mean(dim=0).argmax(dim=-1).tolist(), "not list"),
-        (looked_at_in_place, "changes the weights"),
+        (looked_at_in_place, "in place"),
         (lambda weights: weights.mean(dim=3).argmax(dim=-1), "raised IndexError"),
     ],
 )

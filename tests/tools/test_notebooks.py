@@ -9,7 +9,8 @@ import pytest
 
 from tools import notebooks
 from tools.chapters import Chapter
-from tools.notebooks import SETUP, on_all, repository_url, run, stamp, tidy, time_line
+from tools.notebooks import on_all, repository_url, run, setup_cell, stamp, tidy, time_line
+from tools.release import version
 
 new = nbformat.v4
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
@@ -36,8 +37,8 @@ def small_chapter(folder: Path) -> Chapter:
 def test_stamping_writes_setup_time_and_folding_and_is_done_once(tmp_path: Path) -> None:
     chapter = small_chapter(tmp_path)
     stamp(chapter, "https://example.org/book")
-    assert chapter.cells[1].source == SETUP.format(url="https://example.org/book")
-    assert "git+https://example.org/book.git" in chapter.cells[1].source
+    assert chapter.cells[1].source == setup_cell("https://example.org/book")
+    assert f"git+https://example.org/book.git@v{version()}" in chapter.cells[1].source
     assert "- **Time:** runs in about 25 s on one CPU core" in chapter.cells[0].source
     assert "- **Question:** why?" in chapter.cells[0].source
     assert chapter.cells[2].metadata["jupyter"] == {"source_hidden": True}

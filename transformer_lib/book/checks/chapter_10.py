@@ -32,7 +32,7 @@ def check_torch_padding_mask(attempt: Callable[[Tensor], Tensor]) -> None:
     )
 
 
-@diagnostic("Exercise 10.2")
+@diagnostic("Exercise 10.2", in_place=True)
 def check_encoder_layer(attempt: Callable[..., Tensor]) -> None:
     """Check an encoder layer: each part alone, then all of them, in both norm orders."""
     generator = torch.Generator().manual_seed(0)

@@ -60,7 +60,7 @@ def check_decoder_masks(attempt: Callable[[Tensor, Tensor, int], tuple[Tensor, T
     )
 
 
-@diagnostic("Exercise 11.2")
+@diagnostic("Exercise 11.2", in_place=True)
 def check_decoder_layer(attempt: Callable[..., Tensor]) -> None:
     """Check a decoder layer: what each attention is given, then each sub-layer alone, then everything."""
     generator = torch.Generator().manual_seed(0)
