@@ -624,3 +624,13 @@ def test_help_tells_every_option(command: str, read: Read) -> None:
     assert all(command_line.NAMES[name] in text for name in command_line.COMMANDS[command][1])
     untold = [name for name, (*_, told) in command_line.COMMANDS[command][1].items() if not told]
     assert untold == [], "the docstring of the dataclass says what a field is"
+
+
+def test_the_versions_of_what_is_installed_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert f"torch {torch.__version__}" in said
+    assert "transformer-piece-by-piece " in said
+    assert "python 3." in said

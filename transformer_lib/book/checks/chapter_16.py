@@ -98,9 +98,9 @@ def check_top_p(attempt: Callable[[Tensor, float], Tensor]) -> None:
     )
     exactly = kept([0.5, 0.25, 0.25], 0.5)
     assert exactly[0] == 1, "p = 0.5, and the first token has just that: no other is needed"
-    many = torch.linspace(1, 3, 50).square()
-    many = (many / many.sum()).tolist()
-    assert kept(many, 0.5)[-1] > 0, "with 50 tokens the last is the likeliest: it is lost"
+    rising = torch.linspace(1, 3, 50).square()
+    fifty = (rising / rising.sum()).tolist()
+    assert kept(fifty, 0.5)[-1] > 0, "with 50 tokens the last is the likeliest: it is lost"
 
 
 @diagnostic("Exercise 16.3")
