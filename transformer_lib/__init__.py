@@ -172,7 +172,15 @@ from transformer_lib.transformer import (
     evaluating,
 )
 from transformer_lib.translator import Translator
-from transformer_lib.vision import FASHION_CLASSES, AttentionPooling, load_fashion
+from transformer_lib.vision import (
+    FASHION_CLASSES,
+    AttentionPooling,
+    VisionTransformer,
+    attention_rollout,
+    classification_loss,
+    cut_patches,
+    load_fashion,
+)
 
 __all__ = [
     "BOS_ID",
@@ -230,9 +238,11 @@ __all__ = [
     "TransformerConfig",
     "Translator",
     "UnscaledEmbedding",
+    "VisionTransformer",
     "another_token",
     "arrival",
     "attention_partners",
+    "attention_rollout",
     "attention_weights",
     "average_weights",
     "backward",
@@ -249,10 +259,12 @@ __all__ = [
     "check_tokens",
     "check_torch",
     "chrf",
+    "classification_loss",
     "copy_weights",
     "count_parameters",
     "cross_entropy_sum",
     "cut_heads",
+    "cut_patches",
     "cut_sublayers",
     "deletion_effect",
     "describe_model",
