@@ -5,10 +5,11 @@ each; a run sees equally many pictures a step, the convolutional one for as many
 ratio is measured once, stored, and fixed from then on.
 
 - the rate of each, on pictures held out from training; then 250, 1,000 and 6,000 pictures;
-- both on pictures whose pixels are shuffled, and with pictures shifted and mirrored;
+- both on pictures whose pixels are shuffled; the transformer for four times as many steps;
 - the class token or the average, with positions or without, larger patches;
 - position vectors: as they are learned, from patches in a fixed disorder, and from shuffled pixels;
-- chapter 4's canvases: the attention's rollout, and what deleting its brightest patches costs.
+- chapter 4's canvases, read as pixels and as the features of its convolutions: the attention's rollout, and what
+  deleting its brightest patches costs.
 """
 
 import sys
@@ -32,7 +33,6 @@ from transformer_lib.transformer import count_parameters
 from transformer_lib.vision import (
     VisionTransformer,
     attention_rollout,
-    classification_loss,
     cut_patches,
     load_fashion,
 )
@@ -40,6 +40,7 @@ from transformer_lib.vision import (
 SETTINGS: dict[str, Any] = {
     "seeds": [1, 2, 3],
     "steps": 500,
+    "longer": 4,
     "pictures_a_step": 32,
     "sizes": [250, 1000, 6000],
     "rates": [1e-3, 3e-3, 1e-2],
@@ -61,7 +62,8 @@ def convolutional(channels: list[int]) -> nn.Module:
         layers += [nn.MaxPool2d(2)] if after != channels[-1] else []
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], 10)]
     # the order in memory that convolutions like best
-    return nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model: nn.Module = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def new_model(kind: str, seed: int, **changed: Any) -> Any:
@@ -70,7 +72,8 @@ def new_model(kind: str, seed: int, **changed: Any) -> Any:
     if kind == "convolutional":
         return convolutional(SETTINGS["channels"])
     sizes = {"image_size": 28, "patch_size": SETTINGS["patch_size"], "num_classes": 10}
-    return VisionTransformer(**(sizes | SETTINGS["transformer"] | changed))
+    build = Hybrid if kind == "hybrid" else VisionTransformer
+    return build(**(sizes | SETTINGS["transformer"] | changed))
 
 
 def some_of_each(images: Tensor, labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -91,16 +94,12 @@ def batches(images: Tensor, labels: Tensor, seed: int) -> Iterator[tuple[Tensor,
             yield images[chosen], labels[chosen]
 
 
-def shifted(image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """A batch moved by up to two pixels either way, half of the pictures mirrored."""
-    down, right = torch.randint(-2, 3, (2, len(image))).tolist()
-    moved = [
-        F.pad(x, (2, 2, 2, 2))[2 - i : 30 - i, 2 - j : 30 - j]
-        for x, i, j in zip(image, down, right, strict=True)
-    ]
-    flip = torch.rand(len(image), 1, 1) < 0.5
-    stacked = torch.stack(moved)
-    return torch.where(flip, stacked.flip(-1), stacked), labels
+def classification_loss(
+    model: nn.Module, batch: tuple[Tensor, Tensor], label_smoothing: float
+) -> tuple[Tensor, int]:
+    """Cross-entropy of the right classes in nats, and of how many pictures it is the sum."""
+    images, labels = batch
+    return F.cross_entropy(model(images), labels, reduction="sum"), len(labels)
 
 
 def fit(model: nn.Module, stream: Iterator[Any], steps: int, rate: float) -> float:
@@ -131,7 +130,7 @@ def seconds_a_step(kind: str) -> float:
     begin = time.process_time()
     for _ in range(20):
         optimizer.zero_grad()
-        classification_loss(model, (images, labels))[0].backward()
+        classification_loss(model, (images, labels), 0.0)[0].backward()
         optimizer.step()
     return (time.process_time() - begin) / 20
 
@@ -158,13 +157,14 @@ def prepare(results: Results) -> None:
 
 def steps(results: Results, kind: str) -> int:
     """As many as take the time of the transformer's."""
-    ratio = results["time"]["transformer to convolutional"] if kind == "convolutional" else 1
-    return round(SETTINGS["steps"] * ratio)
+    ratio: float = results["time"]["transformer to convolutional"] if kind == "convolutional" else 1
+    return round(int(SETTINGS["steps"]) * ratio)
 
 
 def best_rate(results: Results, kind: str) -> float:
     """That with which most of the held-out pictures were named rightly."""
-    found = {rate: results[f"{kind}, rate {rate}"]["held out"] for rate in SETTINGS["rates"]}
+    rates: list[float] = SETTINGS["rates"]
+    found = {rate: results[f"{kind}, rate {rate}"]["held out"] for rate in rates}
     return max(found, key=found.__getitem__)
 
 
@@ -174,8 +174,8 @@ def pictures(
     kind: str,
     count: int,
     transform: Callable[[int], Transform] = lambda seed: lambda x: x,
-    augment: bool = False,
     positions: bool = True,
+    times: int = 1,
     **changed: Any,
 ) -> None:
     """Train and test one kind of network, with each seed."""
@@ -190,8 +190,7 @@ def pictures(
         if not positions:
             model.position = nn.Identity()
         stream = batches(images, labels, seed)
-        augmented = (shifted(*batch) for batch in stream) if augment else stream
-        loss = fit(model, augmented, steps(results, kind), best_rate(results, kind))
+        loss = fit(model, stream, times * steps(results, kind), best_rate(results, kind))
         found: dict[str, Any] = {
             "test": accuracy(model, change(test_images), test_labels),
             "train": accuracy(model, images[:1000], labels[:1000]),
@@ -229,9 +228,28 @@ def shuffle_patches(seed: int) -> Transform:
     return transform
 
 
-def canvases(results: Results, seed: int) -> None:
+class Hybrid(VisionTransformer):
+    """A vision transformer whose words are chapter 4's features of patches, made by convolutions."""
+
+    def __init__(self, **sizes: Any) -> None:
+        super().__init__(**sizes)
+        patch, width = self.patch_size, sizes["d_model"]
+        self.features = nn.Sequential(
+            *(nn.Conv2d(1, 16, patch, stride=patch), nn.BatchNorm2d(16), nn.ReLU()),
+            *(nn.Conv2d(16, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()),
+            *(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()),
+        )
+        self.embedding = nn.Identity()  # type: ignore[assignment]
+        self.patch_size = 1  # each place of the features is a word
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The same, of what the convolutions see."""
+        return super().forward(self.features(images[:, None]))
+
+
+def canvases(results: Results, words: str, seed: int) -> None:
     """Train on chapter 4's canvases; where the rollout looks, and what deleting that costs."""
-    if (run := f"canvases, seed {seed}") in results:
+    if (run := f"canvases, {words}, seed {seed}") in results:
         return
     told = SETTINGS["canvas"]
     size, patch = told["size"], SETTINGS["patch_size"]
@@ -250,7 +268,7 @@ def canvases(results: Results, seed: int) -> None:
 
     fixed = torch.Generator().manual_seed(told["seed"])
     test = make_canvases(*small["test"], told["test"], size, fixed)
-    model = new_model("transformer", seed, image_size=size)
+    model = new_model("hybrid" if words == "features" else "transformer", seed, image_size=size)
     found: dict[str, Any] = {}
     for when in ("untrained", "trained"):
         if when == "trained":
@@ -287,17 +305,17 @@ def main() -> None:
     for count in reversed(SETTINGS["sizes"]):
         for kind in KINDS:
             pictures(results, "plain", kind, count)
-    pictures(results, "average", "transformer", 6000, class_token=False)
-    pictures(results, "patches in disorder", "transformer", 6000, shuffle_patches)
     for kind in KINDS:
         pictures(results, "shuffled pixels", kind, 6000, shuffle_pixels)
+    pictures(results, "longer", "transformer", 6000, times=SETTINGS["longer"])
+    pictures(results, "average", "transformer", 6000, class_token=False)
+    pictures(results, "without positions", "transformer", 6000, positions=False)
+    pictures(results, "patches in disorder", "transformer", 6000, shuffle_patches)
     for patch in SETTINGS["patch_sizes"]:
         pictures(results, f"patches of {patch}", "transformer", 6000, patch_size=patch)
-    for seed in SETTINGS["seeds"]:
-        canvases(results, seed)
-    pictures(results, "without positions", "transformer", 6000, positions=False)
-    for kind in KINDS:
-        pictures(results, "shifted", kind, 1000, augment=True)
+    for words in ("features", "pixels"):
+        for seed in SETTINGS["seeds"]:
+            canvases(results, words, seed)
 
 
 if __name__ == "__main__":

@@ -177,7 +177,6 @@ from transformer_lib.vision import (
     AttentionPooling,
     VisionTransformer,
     attention_rollout,
-    classification_loss,
     cut_patches,
     load_fashion,
 )
@@ -259,7 +258,6 @@ __all__ = [
     "check_tokens",
     "check_torch",
     "chrf",
-    "classification_loss",
     "copy_weights",
     "count_parameters",
     "cross_entropy_sum",

@@ -6,10 +6,8 @@ Written from chapters 4, 24 of the book: edit the chapter, then `make sync`.
 import gzip
 from collections.abc import Iterable
 from importlib import resources
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
@@ -23,7 +21,6 @@ __all__ = [
     "AttentionPooling",
     "VisionTransformer",
     "attention_rollout",
-    "classification_loss",
     "cut_patches",
     "load_fashion",
 ]
@@ -90,14 +87,12 @@ class VisionTransformer(nn.Module):
     """Pictures in, scores of classes out: an encoder whose words are patches.
 
     Pre-norm layers, learned positions, and one more vector in front, the class token, from which
-    the answer is read (Dosovitskiy et al., 2020). Every part may be replaced, as in a Transformer.
+    the answer is read (Dosovitskiy et al., 2020). Every part may be replaced.
 
     Args:
         image_size, patch_size: sides of the square pictures and patches, in pixels.
-        num_classes: scores in an answer.
+        num_classes, num_layers, channels: in an answer, in the stack, of a pixel (1 if gray).
         d_model, num_heads, d_ff, dropout: as in EncoderLayer.
-        num_layers: layers of its stack.
-        channels: 1 for gray pictures, 3 for colors.
         class_token: False reads the answer from the average over the patches.
     """
 
@@ -116,50 +111,30 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
-        patches = (image_size // patch_size) ** 2
         self.embedding = nn.Linear(channels * patch_size**2, d_model)
+        length = (image_size // patch_size) ** 2 + class_token
         self.class_token = nn.Parameter(torch.randn(d_model) * 0.02) if class_token else None
-        self.position = LearnedPositionalEncoding(d_model, patches + class_token)
+        self.position = LearnedPositionalEncoding(d_model, length)
         self.dropout = Dropout(dropout)
         sizes = (d_model, num_heads, d_ff, dropout, True)  # True: pre-norm
         self.stack = Stack([EncoderLayer(*sizes) for _ in range(num_layers)], LayerNorm(d_model))
         self.classes = nn.Linear(d_model, num_classes)
 
-    def read(self, images: Tensor) -> Tensor:
-        """A vector for each patch, the class token's in front: (batch, patches + 1, d_model)."""
+    def forward(self, images: Tensor) -> Tensor:
+        """Pictures as in cut_patches -> scores, (batch, num_classes)."""
         x = self.embedding(cut_patches(images, self.patch_size))  # (batch, patches, d_model)
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)
-        hidden: Tensor = self.stack(self.dropout(self.position(x)))
-        return hidden
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Scores, (batch, num_classes), of pictures as in cut_patches."""
-        hidden = self.read(images)  # (batch, patches + 1, d_model)
-        pooled = hidden.mean(dim=1) if self.class_token is None else hidden[:, 0]
-        scores: Tensor = self.classes(pooled)  # (batch, num_classes)
+        x = self.stack(self.dropout(self.position(x)))  # (batch, patches + 1, d_model)
+        scores: Tensor = self.classes(x.mean(dim=1) if self.class_token is None else x[:, 0])
         return scores
 
 
-def classification_loss(
-    model: nn.Module, batch: Any, label_smoothing: float = 0.0
-) -> tuple[Tensor, int]:
-    """Cross-entropy of the right classes in nats, and of how many examples it is the sum.
-
-    A batch is what the model reads, and the classes, (batch,).
-    """
-    examples, classes = batch
-    scores = model(examples)  # (batch, num_classes)
-    loss = F.cross_entropy(scores, classes, reduction="sum", label_smoothing=label_smoothing)
-    return loss, len(classes)
-
-
 def attention_rollout(weights: Iterable[Tensor]) -> Tensor:
-    """How much of each position of the input reaches each vector at the top (Abnar & Zuidema, 2020).
+    """How much of each input vector reaches each vector at the top (Abnar & Zuidema, 2020).
 
-    Weights of each layer from the first on, (batch, heads, length, length), as record_attention
-    gives them -> (batch, length, length), each row adding up to 1. In each layer half of a vector
-    is taken to come from attention, averaged over the heads, and half past it.
+    Weights of each layer, the first one first, (batch, heads, length, length), as record_attention
+    gives them -> (batch, length, length), each row adding up to 1.
     """
     means = [layer.mean(dim=1) for layer in weights]  # (batch, length, length) each
     identity = torch.eye(means[0].size(-1), device=means[0].device)  # the residual connection
