@@ -6,7 +6,7 @@ ratio is measured once, stored, and fixed from then on.
 
 - the rate of each, on pictures held out from training; then 250, 1,000 and 6,000 pictures;
 - both on pictures whose pixels are shuffled; the transformer for four times as many steps;
-- the class token or the average, with positions or without, larger patches;
+- the class token or the average, and larger patches;
 - position vectors: as they are learned, from patches in a fixed disorder, and from shuffled pixels;
 - chapter 4's canvases, read as pixels and as the features of its convolutions: the attention's rollout, and what
   deleting its brightest patches costs.
@@ -174,7 +174,6 @@ def pictures(
     kind: str,
     count: int,
     transform: Callable[[int], Transform] = lambda seed: lambda x: x,
-    positions: bool = True,
     times: int = 1,
     **changed: Any,
 ) -> None:
@@ -187,8 +186,6 @@ def pictures(
         images, labels = change(train_set[0]), train_set[1]
         test_images, test_labels = load_fashion("test")
         model = new_model(kind, seed, **changed)
-        if not positions:
-            model.position = nn.Identity()
         stream = batches(images, labels, seed)
         loss = fit(model, stream, times * steps(results, kind), best_rate(results, kind))
         found: dict[str, Any] = {
@@ -309,7 +306,6 @@ def main() -> None:
         pictures(results, "shuffled pixels", kind, 6000, shuffle_pixels)
     pictures(results, "longer", "transformer", 6000, times=SETTINGS["longer"])
     pictures(results, "average", "transformer", 6000, class_token=False)
-    pictures(results, "without positions", "transformer", 6000, positions=False)
     pictures(results, "patches in disorder", "transformer", 6000, shuffle_patches)
     for patch in SETTINGS["patch_sizes"]:
         pictures(results, f"patches of {patch}", "transformer", 6000, patch_size=patch)
