@@ -172,7 +172,14 @@ from transformer_lib.transformer import (
     evaluating,
 )
 from transformer_lib.translator import Translator
-from transformer_lib.vision import FASHION_CLASSES, AttentionPooling, load_fashion
+from transformer_lib.vision import (
+    FASHION_CLASSES,
+    AttentionPooling,
+    VisionTransformer,
+    attention_rollout,
+    cut_patches,
+    load_fashion,
+)
 
 __all__ = [
     "BOS_ID",
@@ -230,9 +237,11 @@ __all__ = [
     "TransformerConfig",
     "Translator",
     "UnscaledEmbedding",
+    "VisionTransformer",
     "another_token",
     "arrival",
     "attention_partners",
+    "attention_rollout",
     "attention_weights",
     "average_weights",
     "backward",
@@ -253,6 +262,7 @@ __all__ = [
     "count_parameters",
     "cross_entropy_sum",
     "cut_heads",
+    "cut_patches",
     "cut_sublayers",
     "deletion_effect",
     "describe_model",
