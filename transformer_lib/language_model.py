@@ -32,7 +32,6 @@ __all__ = [
     "LanguageModel",
     "LanguageModelConfig",
     "MaskedLanguageModel",
-    "TextClassifier",
     "encode_stream",
     "fill_in",
     "load_austen",
@@ -275,11 +274,7 @@ class MaskedLanguageModel(LanguageModel):
         return embedded
 
     def read(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """Say what stands at each place: (batch, length) -> (batch, length, d_model).
-
-        Raises:
-            ValueError: with a cache. What comes later would change what has been read.
-        """
+        """(batch, length) -> (batch, length, d_model); ValueError with a cache, as all is read at once."""
         if cache is not None:
             raise ValueError("a masked language model reads a text whole: it cannot go on with one")
         hidden: Tensor = self.stack(self.embed(tokens), padding_mask(tokens, self.config.pad_id))
@@ -294,11 +289,8 @@ def fill_in(
 
     A token brings the space before it, so a space before a gap belongs to the gap.
     """
-    *before, last = text.split("___")
-    rows = encode_texts(tokenizer, [*(piece.removesuffix(" ") for piece in before), last])
-    ids = [BOS_ID, *rows[0]]
-    for row in rows[1:]:
-        ids += [model.mask_id, *row]
+    first, *others = encode_texts(tokenizer, text.replace(" ___", "___").split("___"))
+    ids = [BOS_ID, *first, *(i for row in others for i in [model.mask_id, *row])]
     tokens = torch.tensor([ids])  # (1, length)
     probabilities = model(tokens)[tokens == model.mask_id].softmax(dim=-1)  # (gaps, vocab_size)
     best = probabilities.topk(count)
@@ -306,22 +298,3 @@ def fill_in(
         [(tokenizer.decode([i]), p) for i, p in zip(ids, ps, strict=True)]
         for ids, ps in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
-
-
-class TextClassifier(nn.Module):
-    """Token ids in, one logit a class out: a linear map of the vector at [CLS] (Devlin et al., 2018).
-
-    Args:
-        encoder: what reads the texts; each begins with <bos>, which serves as [CLS].
-        num_classes: how many classes there are.
-    """
-
-    def __init__(self, encoder: MaskedLanguageModel, num_classes: int) -> None:
-        super().__init__()
-        self.config, self.encoder = encoder.config, encoder
-        self.output = nn.Linear(encoder.config.d_model, num_classes)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, length) -> (batch, num_classes)"""
-        logits: Tensor = self.output(self.encoder.read(tokens)[:, 0])
-        return logits

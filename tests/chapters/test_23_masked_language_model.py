@@ -21,7 +21,6 @@ from transformer_lib.decoding import greedy_decode
 from transformer_lib.language_model import (
     LanguageModelConfig,
     MaskedLanguageModel,
-    TextClassifier,
     encode_stream,
     fill_in,
     load_austen,
@@ -146,14 +145,6 @@ def test_it_learns_to_fill_gaps_from_both_sides() -> None:
     train(model, gaps(), masked_token_loss, settings=settings, rate=lambda step: 3e-3)
     batches = gaps()
     assert evaluate_loss(model, [next(batches) for _ in range(3)], masked_token_loss) < 0.3
-
-
-def test_the_classifier_reads_its_first_token(model: MaskedLanguageModel) -> None:
-    classifier = TextClassifier(model, 3)
-    ids = torch.randint(3, 29, (4, 7))
-    expected = classifier.output(model.read(ids)[:, 0])
-    torch.testing.assert_close(classifier(ids), expected)
-    assert classifier(ids).shape == (4, 3)
 
 
 # --- what is shipped

@@ -97,7 +97,9 @@ def check_score(attempt: Callable[[Any, Tensor], float]) -> None:
     assert not near(-right), "log-probabilities are below 0: the sum has the wrong sign"
     assert not near(sum(log_p)), "[CLS] is no word: do not ask for the first token"
     assert not near(right / 5), "that is the mean; the sum is wanted"
-    assert not near(math.exp(right)), "that is the product of probabilities; the sum of logs is wanted"
+    assert not near(math.exp(right)), (
+        "that is the product of probabilities; the sum of logs is wanted"
+    )
     assert not near(shown[1:].sum().item()), "nothing was hidden: each token can see itself"
     assert not near(at_once[1:].sum().item()), (
         "all were hidden at once; each should see all the others"
