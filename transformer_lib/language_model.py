@@ -1,6 +1,6 @@
 """Language models: the decoder without a source, its text, and its surprise.
 
-Written from chapter 22 of the book: edit the chapter, then `make sync`.
+Written from chapters 22, 23 of the book: edit the chapter, then `make sync`.
 """
 
 import gzip
@@ -15,19 +15,25 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from transformer_lib.attention import KeyValueCache
+from transformer_lib.attention import KeyValueCache, padding_mask
 from transformer_lib.checkpoint import read_tensors
 from transformer_lib.door import check_numbers, check_tokens
-from transformer_lib.embeddings import LearnedPositionalEncoding, TokenEmbedding
+from transformer_lib.embeddings import (
+    LearnedPositionalEncoding,
+    SinusoidalPositionalEncoding,
+    TokenEmbedding,
+)
 from transformer_lib.layers import Dropout, EncoderLayer, LayerNorm
-from transformer_lib.tokenizer import EOS_ID, PAD_ID, encode_texts, parse_tokenizer
+from transformer_lib.tokenizer import BOS_ID, EOS_ID, PAD_ID, encode_texts, parse_tokenizer
 from transformer_lib.transformer import Stack, evaluating
 
 __all__ = [
     "Continuation",
     "LanguageModel",
     "LanguageModelConfig",
+    "MaskedLanguageModel",
     "encode_stream",
+    "fill_in",
     "load_austen",
     "load_language_model",
     "surprise",
@@ -217,7 +223,9 @@ def surprise(model: Any, tokens: Tensor, length: int | None = None, batch_size: 
 
 
 def load_language_model(name: str | Path = "austen") -> tuple[LanguageModel, Tokenizer]:
-    """A trained model, in eval mode, with its tokenizer: "austen", which is shipped, or of a file.
+    """A trained model, in eval mode, with its tokenizer: of a file, or one that is shipped.
+
+    Those are "austen", and "austen-masked", a MaskedLanguageModel.
 
     Raises:
         ValueError: if the file is damaged.
@@ -227,6 +235,66 @@ def load_language_model(name: str | Path = "austen") -> tuple[LanguageModel, Tok
         package = Path(str(resources.files("transformer_lib")))
         file = package / "pretrained" / name / "weights.safetensors"
     weights, notes = read_tensors(file)
-    model = LanguageModel(LanguageModelConfig(**notes["config"]))
+    kind = MaskedLanguageModel if notes.get("is_masked") else LanguageModel
+    model = kind(LanguageModelConfig(**notes["config"]))
     model.load_state_dict({name: x.float() for name, x in weights.items()})
     return model.eval(), parse_tokenizer(notes["tokenizer"], str(file))
+
+
+class MaskedLanguageModel(LanguageModel):
+    """Token ids in, logits for what stands at each place out: an encoder, which sees both sides.
+
+    As BERT (Devlin et al., 2018), but pre-norm, with ReLU and sinusoidal positions. The last id of
+    its vocabulary is [MASK]; <bos> serves as [CLS], and <eos> as [SEP]: what stands behind the
+    first of them is the second segment.
+    """
+
+    def __init__(self, config: LanguageModelConfig) -> None:
+        super().__init__(config)
+        self.embedding = TokenEmbedding(config.vocab_size, config.d_model)
+        self.position = SinusoidalPositionalEncoding(config.d_model, config.max_length)
+        self.segment = nn.Embedding(2, config.d_model)
+        nn.init.normal_(self.segment.weight, std=0.02)
+        for parameter in self.stack.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    @property
+    def mask_id(self) -> int:
+        """The id of [MASK]."""
+        return self.config.vocab_size - 1
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Word, segment and place, added up: (batch, length) -> (batch, length, d_model)."""
+        check_tokens("tokens", tokens)
+        ends = (tokens == EOS_ID).long()  # (batch, length)
+        segments = (ends.cumsum(dim=1) - ends).clamp(max=1)  # 0 up to the first [SEP], then 1
+        x = self.embedding(tokens) + self.segment(segments)  # (batch, length, d_model)
+        embedded: Tensor = self.dropout(self.position(x))
+        return embedded
+
+    def read(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """(batch, length) -> (batch, length, d_model); ValueError with a cache, as all is read at once."""
+        if cache is not None:
+            raise ValueError("a masked language model reads a text whole: it cannot go on with one")
+        hidden: Tensor = self.stack(self.embed(tokens), padding_mask(tokens, self.config.pad_id))
+        return hidden
+
+
+@torch.no_grad()
+def fill_in(
+    model: MaskedLanguageModel, tokenizer: Tokenizer, text: str, count: int = 5
+) -> list[list[tuple[str, float]]]:
+    """The likeliest tokens of each gap, "___", with their probabilities, the best first.
+
+    A token brings the space before it, so a space before a gap belongs to the gap.
+    """
+    first, *others = encode_texts(tokenizer, text.replace(" ___", "___").split("___"))
+    ids = [BOS_ID, *first, *(i for row in others for i in [model.mask_id, *row])]
+    tokens = torch.tensor([ids])  # (1, length)
+    probabilities = model(tokens)[tokens == model.mask_id].softmax(dim=-1)  # (gaps, vocab_size)
+    best = probabilities.topk(count)
+    return [
+        [(tokenizer.decode([i]), p) for i, p in zip(ids, ps, strict=True)]
+        for ids, ps in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]

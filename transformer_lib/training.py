@@ -1,6 +1,6 @@
 """Losses, learning-rate schedule, and one training loop for every task.
 
-Written from chapters 14, 15, 22 of the book: edit the chapter, then `make sync`.
+Written from chapters 14, 15, 22, 23 of the book: edit the chapter, then `make sync`.
 """
 
 import math
@@ -45,6 +45,8 @@ __all__ = [
     "has_bfloat16",
     "learning_rate",
     "make_optimizer",
+    "mask_tokens",
+    "masked_token_loss",
     "next_token_loss",
     "over_ranks",
     "to_device",
@@ -549,3 +551,41 @@ def next_token_loss(
         return cross_entropy_sum(model, hidden[real], wanted[real], label_smoothing)
 
     return model(batch[:, :-1], loss), int(real.sum())
+
+
+def mask_tokens(
+    tokens: Tensor,
+    mask_id: int,
+    share: float = 0.15,
+    parts: tuple[float, float] = (0.8, 0.1),
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Choose a share of the tokens, (batch, length): what is shown, and what is wanted there.
+
+    Of the chosen, parts[0] become [MASK], parts[1] some other token, and the rest stay as they are
+    (Devlin et al., 2018, section 3.1). Wanted is -100 where none was chosen, as torch's
+    cross_entropy ignores it. Ids below 3 are special and never chosen; mask_id is the last id.
+    """
+    check_numbers(float, 0, 1, share=share, shown_as_mask_or_other=sum(parts))
+    fate, chance = torch.rand((2, *tokens.shape), generator=generator)  # (batch, length) each
+    chosen = (chance < share) & (tokens >= 3)
+    others = torch.randint(3, mask_id, tokens.shape, generator=generator)
+    shown = tokens.masked_fill(chosen & (fate < parts[0]), mask_id)
+    is_other = chosen & (fate >= parts[0]) & (fate < sum(parts))
+    return torch.where(is_other, others, shown), tokens.masked_fill(~chosen, -100)
+
+
+def masked_token_loss(
+    model: nn.Module, batch: Any, label_smoothing: float = 0.0
+) -> tuple[Tensor, int]:
+    """Cross-entropy of the chosen tokens in nats, and how many they are.
+
+    A batch is what mask_tokens returns: shown and wanted, ids (batch, length), -100 if not chosen.
+    """
+    shown, wanted = batch
+    chosen = wanted != -100  # (batch, length)
+
+    def loss(model: nn.Module, hidden: Tensor) -> Tensor:
+        return cross_entropy_sum(model, hidden[chosen], wanted[chosen], label_smoothing)
+
+    return model(shown, loss), int(chosen.sum())
