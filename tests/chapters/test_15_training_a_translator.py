@@ -2,6 +2,7 @@
 
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -918,18 +919,35 @@ def unigram(train: list[int], held_out: list[int], size: int, extra: float = 1.0
     return -(counts / counts.sum()).log()[torch.tensor(held_out)].mean()
 
 
+def unigram_by_counter(train: list[int], held_out: list[int], size: int) -> float:
+    counts = Counter(train)
+    each = [math.log(len(train) + size) - math.log(counts[token] + 1) for token in held_out]
+    return sum(each) / len(each)
+
+
+def in_place_counts(train: list[int], held_out: list[int], size: int) -> float:
+    train += range(size)  # one more of each
+    return sum(-math.log(train.count(token) / len(train)) for token in held_out) / len(held_out)
+
+
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "message"),
     [
-        lambda train, held_out, size: unigram(train, held_out, size, extra=0.0),
-        lambda train, held_out, size: unigram(held_out, held_out, size),
-        lambda train, held_out, size: unigram(train, held_out, size) / math.log(2),
-        lambda train, held_out, size: unigram(train, [*train, *held_out], size),
+        (lambda train, held, size: unigram(train, held, size, extra=0.0), "add one to each"),
+        (lambda train, held, size: unigram(held, held, size), "come from the held-out"),
+        (lambda train, held, size: unigram(train, train, size), "over the training tokens"),
+        (lambda train, held, size: unigram(train, held, size) / math.log(2), "bits"),
+        (lambda train, held, size: -unigram(train, held, size), "sign"),
+        (lambda train, held, size: unigram(train, held, size) * len(held), "the sum"),
+        (lambda train, held, size: torch.tensor(float(size)).log(), "same probability"),
+        (lambda train, held, size: unigram(train, [*train, *held], size), "is one added"),
+        (lambda train, held, size: unigram(train, held, size, extra=0.5), "is one added"),
+        (lambda train, held, size: unigram(train, held, max(*train, *held) + 1), "1.946"),
+        (in_place_counts, "changes a list"),
     ],
 )
-def test_check_unigram_loss_rejects(wrong: Callable[..., float]) -> None:
-    check_unigram_loss(lambda *given: float(unigram(*given)))
-    with pytest.raises(AssertionError):
+def test_check_unigram_loss_rejects(wrong: Callable[..., float], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
         check_unigram_loss(wrong)
 
 
@@ -945,6 +963,8 @@ def shuffled(source: Tensor, seed: int) -> Tensor:
         (lambda source, seed: source.roll(1, dims=1), "keep their own source"),
         (lambda source, seed: source.roll(1), "torn apart|exactly once"),
         (lambda source, seed: source[[1, 0, 1, 0, 1, 0]], "exactly once"),
+        (lambda source, seed: deranged(source, random.randrange(10**6)), "the same seed"),
+        (lambda source, seed: source.copy_(deranged(source, seed)), "in place"),
     ],
 )
 def test_check_deranged_rejects(wrong: Callable[..., Tensor], message: str) -> None:
@@ -962,7 +982,7 @@ def step_without(part: str) -> Callable[..., float]:
         if part != "mode":
             model.train()
         for group in optimizer.param_groups[: 1 if part == "groups" else None]:
-            group["lr"] = 0.0 if part == "rate" else rate
+            group["lr"] = 0.0 if part == "rate" else 0.5 if part == "late" else rate
         if part != "clearing":
             optimizer.zero_grad()
         loss = loss_of(model)
@@ -970,10 +990,60 @@ def step_without(part: str) -> Callable[..., float]:
             loss.backward()
         if part == "order":
             optimizer.zero_grad()
-        optimizer.step()
-        return loss.item()
+        if part != "step":
+            optimizer.step()
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        return loss if part == "number" else loss.item()  # type: ignore[return-value]
 
     return step
+
+
+def step_with_group_update(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Any, rate: float
+) -> float:
+    """Another right way: gradients are set to zeros, and cleared after the step, too."""
+    optimizer.zero_grad(set_to_none=False)
+    loss = loss_of(model.train())
+    loss.backward()
+    for group in optimizer.param_groups:
+        group.update(lr=rate)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+def deranged(source: Tensor, seed: int) -> Tensor:
+    """Draw until no row is in its place."""
+    generator = torch.Generator().manual_seed(seed)
+    places = torch.arange(len(source))
+    while True:
+        order = torch.randperm(len(source), generator=generator)
+        if not (order == places).any():
+            return source[order]
+
+
+def deranged_in_a_circle(source: Tensor, seed: int) -> Tensor:
+    circle = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
+    moved = source.clone()
+    moved[circle] = source[circle.roll(1)]
+    return moved
+
+
+def overlap_by_loops(
+    translations: list[str], references: list[str], bounds: list[int]
+) -> dict[int, float]:
+    sums: dict[int, list[float]] = {}
+    for ours, theirs in zip(translations, references, strict=True):
+        left, shared = theirs.split(), 0
+        for word in ours.split():
+            if word in left:
+                left.remove(word)
+                shared += 1
+        bound = [b for b in sorted(bounds) if b <= len(theirs.split())][-1]
+        both = len(ours.split()) + len(theirs.split())
+        sums.setdefault(bound, []).append(2 * shared / both if both else 1.0)
+    return {b: sum(x) / len(x) for b, x in sorted(sums.items())}
 
 
 @pytest.mark.parametrize(
@@ -981,10 +1051,13 @@ def step_without(part: str) -> Callable[..., float]:
     [
         ("mode", "training mode"),
         ("groups", "parameter group"),
-        ("rate", "has not moved"),
+        ("rate", "both groups' rate"),
+        ("late", "the old one, 0.5"),
         ("clearing", "clear the old one"),
-        ("backward", "has not moved"),
-        ("order", "has not moved"),
+        ("backward", "backward is missing|is backward missing"),
+        ("order", "cleared between backward and step"),
+        ("step", "called 0 times"),
+        ("number", "Python number"),
     ],
 )
 def test_check_training_step_rejects(part: str, message: str) -> None:
@@ -1022,9 +1095,30 @@ def f_score(ours: list[str], theirs: list[str]) -> float:
             by_length(lambda a, b: (Counter(a) & Counter(b)).total() / len(b)),
             "a repeated word|both",
         ),
+        (lambda t, r, b: [*by_length(f_score)(t, r, b).values()], "a dictionary"),
+        (lambda t, r, b: by_length(f_score)(t, r, [x - 1 for x in b]), "from bound to mean"),
+        (lambda t, r, b: by_length(f_score)(t, t, b), "overlap of 0"),
     ],
 )
 def test_check_overlap_by_length_rejects(wrong: Callable[..., object], message: str) -> None:
     check_overlap_by_length(by_length(f_score))
     with pytest.raises(AssertionError, match=message):
         check_overlap_by_length(wrong)
+
+
+@pytest.mark.parametrize(
+    ("check", "attempt"),
+    [
+        (check_unigram_loss, lambda *given: float(unigram(*given))),
+        (check_unigram_loss, unigram_by_counter),
+        (check_deranged, deranged),
+        (check_deranged, deranged_in_a_circle),
+        (check_training_step, step_without("nothing")),
+        (check_training_step, step_with_group_update),
+        (check_overlap_by_length, by_length(f_score)),
+        (check_overlap_by_length, overlap_by_loops),
+    ],
+)
+def test_a_right_solution_passes(check: Any, attempt: Any, capsys: Any) -> None:
+    check(attempt)
+    assert "every check passed" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,24 +12,44 @@ from transformer_lib.book.checks import diagnostic
 
 @diagnostic("Exercise 15.1")
 def check_unigram_loss(attempt: Callable[[list[int], list[int], int], float]) -> None:
-    """Check a unigram loss: no counts, counts, tokens never seen, which list is which."""
+    """Check a unigram loss: each likely mistake has a value of its own."""
 
-    def close(train: list[int], held_out: list[int], vocab_size: int, expected: float) -> bool:
-        return abs(float(attempt(train, held_out, vocab_size)) - expected) < 1e-4
+    def loss(train: list[int], held_out: list[int], vocab_size: int) -> float:
+        given = list(train), list(held_out)
+        answer = float(attempt(*given, vocab_size))
+        assert given == (train, held_out), (
+            "your function changes a list that it is given: work on a copy"
+        )
+        return answer
 
-    expected = -math.log(3 / 5)
-    assert not close([1, 1], [1], 3, expected / math.log(2)), (
-        "that is in bits: use the natural logarithm"
+    # Counts of the training tokens, one added: 1, 4, 2 of 7 (vocabulary 3).
+    train, held_out = [1, 1, 1, 2], [2, 2, 1, 0]
+    expected = -(2 * math.log(2 / 7) + math.log(4 / 7) + math.log(1 / 7)) / 4
+    mistakes = {
+        expected / math.log(2): "that is in bits: use the natural logarithm",
+        -expected: "the sign is wrong: a loss is -ln p",
+        4 * expected: "that is the sum: take the mean over the held-out tokens",
+        -(2 * math.log(3 / 7) + math.log(2 / 7) + math.log(2 / 7)) / 4: (
+            "the counts come from the held-out tokens: the baseline may know the training tokens only"
+        ),
+        -(3 * math.log(4 / 7) + math.log(2 / 7)) / 4: (
+            "the mean is over the training tokens: it should be over the held-out ones"
+        ),
+        math.log(3): "all tokens have the same probability: are the counts used?",
+    }
+    answer = loss(train, held_out, 3)
+    for value, cause in mistakes.items():
+        assert abs(answer - value) > 1e-4, cause
+    assert math.isfinite(answer), (
+        "a token that was never seen has an infinite loss: add one to each count"
     )
-    assert close([1, 1], [1], 3, expected), (
-        f"token 1 seen twice, 3 tokens in all: p = (2 + 1) / (2 + 3), so {expected:.3f}, yours is {attempt([1, 1], [1], 3):.3f}"
+    assert abs(answer - expected) < 1e-4, (
+        f"counts 0, 3, 1 become 1, 4, 2 of 7, so the loss is {expected:.3f}, yours is {answer:.3f}: is one added to "
+        "each count, and to nothing else?"
     )
-    assert close([1, 1], [2], 3, -math.log(1 / 5)), "a token that was never seen has p = 1 / 5 here"
-    assert close([1, 1], [2], 5, math.log(7)), (
-        "with 5 entries a token never seen has p = 1 / (2 + 5)"
-    )
-    assert close([1, 1], [1, 1, 2, 2], 3, 0.5 * (expected + math.log(5))), (
-        "the mean is over the held-out tokens; the counts come from the training tokens only"
+    larger = loss([1, 1], [3], 5)
+    assert abs(larger - math.log(7)) < 1e-4, (
+        f"with 5 entries in the vocabulary a token never seen has p = 1 / (2 + 5), a loss of 1.946, yours is {larger:.3f}"
     )
 
 
@@ -60,7 +81,7 @@ def check_deranged(attempt: Callable[[Tensor, int], Tensor]) -> None:
 
 @diagnostic("Exercise 15.3")
 def check_training_step(attempt: Callable[..., float]) -> None:
-    """Check a training step on a model with one number: the value, rate, groups, old gradients, mode."""
+    """Check a training step on a model with two numbers, by an optimizer that notes what is done."""
 
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -73,24 +94,49 @@ def check_training_step(attempt: Callable[..., float]) -> None:
             self.modes.append(self.training)
             return 3 * self.first + 5 * self.second  # the gradients are 3 and 5
 
+    class Watched(torch.optim.SGD):
+        def __init__(self, groups: list[dict[str, Any]]) -> None:
+            super().__init__(groups, lr=0.5)
+            self.done: list[str] = []
+            self.rates: list[float] = []
+            self.gradients: list[float | None] = []
+
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            self.done.append("zero_grad")
+            super().zero_grad(set_to_none)
+
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            self.done.append("step")
+            self.rates = [group["lr"] for group in self.param_groups]
+            found = [group["params"][0].grad for group in self.param_groups]
+            self.gradients = [None if x is None else x.item() for x in found]
+            super().step(closure)
+
     model = Two().eval()
-    optimizer = torch.optim.SGD([{"params": [model.first]}, {"params": [model.second]}], lr=0.0)
+    optimizer = Watched([{"params": [model.first]}, {"params": [model.second]}])
     value = attempt(model, optimizer, lambda module: module(), 0.1)
     assert isinstance(value, float), (
         f"return the loss as a Python number (.item()), not {type(value).__name__}"
     )
+    assert model.modes, "loss_of(model) was never called"
+    assert len(model.modes) == 1, f"the loss was computed {len(model.modes)} times: once is enough"
+    assert model.modes == [True], "put the model into training mode before the loss is computed"
     assert abs(value - 13.0) < 1e-5, f"the loss before the step is 13, yours is {value}"
-    assert model.modes == [True], (
-        "put the model into training mode before the loss is computed, and compute it once"
+    steps = optimizer.done.count("step")
+    assert steps == 1, f"optimizer.step() was called {steps} times, once is wanted"
+    cleared = None in optimizer.gradients or 0.0 in optimizer.gradients
+    assert not cleared or "zero_grad" not in optimizer.done[: optimizer.done.index("step")], (
+        "at the step there is no gradient: is backward missing, or are the gradients cleared between backward and step?"
     )
-    first, second = model.first.item(), model.second.item()
-    assert first != 1.0, (
-        "the first parameter has not moved: is backward, step or the rate missing, is the rate set after "
-        "the step, or are the gradients cleared between backward and step?"
+    assert not cleared, "at the step there is no gradient: backward is missing"
+    assert optimizer.rates != [0.5, 0.5], (
+        "at the step the rate is still the old one, 0.5: set it in the groups, before the step"
     )
-    assert second != 2.0, (
+    assert optimizer.rates != [0.1, 0.5], (
         "only the first parameter group got the rate: set it in all of optimizer.param_groups"
     )
+    assert optimizer.rates == [0.1, 0.1], f"both groups' rate is 0.1, yours are {optimizer.rates}"
+    first = model.first.item()
     assert abs(first - 0.7) < 1e-5, f"one step at rate 0.1 takes 1.0 to 0.7, yours is at {first}"
     attempt(model, optimizer, lambda module: module(), 0.1)
     assert abs(model.first.item() - 0.1) > 1e-5, (
@@ -98,10 +144,6 @@ def check_training_step(attempt: Callable[..., float]) -> None:
     )
     assert abs(model.first.item() - 0.4) < 1e-5, (
         f"the second step takes 0.7 to 0.4, yours is at {model.first.item()}"
-    )
-    attempt(model, optimizer, lambda module: module(), 0.0)
-    assert abs(model.first.item() - 0.4) < 1e-5, (
-        "at rate 0 nothing should move: is the rate set before the step?"
     )
 
 
