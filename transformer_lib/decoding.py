@@ -243,10 +243,9 @@ def _search(
         total, row, token = _continue(logits, total, beam_size)  # (active, continuations) each
         ends = token == eos_id
         for i, rank in ends.nonzero().tolist():
-            log_probability = total[i, rank].item()
-            if log_probability > -math.inf:
-                tokens, score = written[row[i, rank], 1:], log_probability / penalty[length]
-                finished[active[i]].append(Hypothesis(tokens.tolist(), score, log_probability))
+            if (p := total[i, rank].item()) > -math.inf:
+                tokens = written[row[i, rank], 1:].tolist()
+                finished[active[i]].append(Hypothesis(tokens, p / penalty[length], p))
         going_on = ends.int().argsort(dim=1, stable=True)[:, :beam_size]  # (active, beam)
         total = total.masked_fill(ends, -math.inf).gather(1, going_on)  # (active, beam)
         row, token = row.gather(1, going_on), token.gather(1, going_on)  # (active, beam) twice
