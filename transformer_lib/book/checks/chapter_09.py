@@ -41,6 +41,12 @@ def _check_rms_norm(attempt: Callable[..., Tensor]) -> None:
     pair = expect_tensor(
         attempt(torch.tensor([[1.0, 7.0]]), one, 0.0), (1, 2), "the norm of one position"
     ).flatten()
+    assert abs(pair[0].item() - 1) > 1e-3, (
+        "(1, 7) with eps 0 came out with 1 on the left, so 1 was divided by itself: does the mean run over the features, the last dimension?"
+    )
+    assert abs(pair[1].item() - 2.8) > 1e-3, (
+        "(1, 7) with eps 0 and gain 1 came out twice as large as it should: multiply by the gain itself, not by 1 + gain"
+    )
     slips = {
         1: "7 came out as 1, as layer norm has it: no mean is subtracted here",
         7 / 25: "7 came out divided by the mean square; its root is missing",
@@ -163,8 +169,7 @@ def _check_one_sublayer(attempt: Callable[..., Tensor]) -> None:
     post_slips = {
         2000: "x is not added: 1 is missing from the sum",
         300: "dropout is not applied",
-        3000: "dropout acts on the sum; it belongs on the sub-layer's output, before x is added",
-        21000: "dropout acts on what is normalized already; it belongs on the sub-layer's output",
+        3000: "dropout acts on the sum, or on what is normalized; it belongs on the sub-layer's output, before x is added",
         120: "only x is normalized; post-norm normalizes the sum",
         2001: "only the sub-layer's output is normalized; post-norm normalizes the sum",
         21: "nothing is normalized",
@@ -187,9 +192,9 @@ def _check_one_sublayer(attempt: Callable[..., Tensor]) -> None:
         2001: "the sub-layer's output is normalized; pre-norm normalizes its input",
         21: "nothing is normalized",
         1020
-        * 101: "dropout acts on the sum; it belongs on the sub-layer's output, before x is added",
+        * 101: "dropout acts on the sum, or on what is normalized; it belongs on the sub-layer's output, before x is added",
         1011
-        * 1010: "dropout acts on the sum; it belongs on the sub-layer's output, before x is added",
+        * 1010: "dropout acts on the sum, or on what is normalized; it belongs on the sub-layer's output, before x is added",
         102: "dropout is not applied, and the last norm is missing",
         1010: "x is not added",
         2100: "that is post-norm; norm_first=True asks for pre-norm",
@@ -291,3 +296,14 @@ def check_layer_norm_gradient(attempt: Callable[..., Tensor]) -> None:
     got = expect_tensor(by_hand(5 * wide, flow, 0.1), (4, 9), "the gradient of four positions")
     gap = (got - expected).abs().max().item()
     assert gap < 1e-4, f"with 4 positions of 9 features off by {gap:.2g}: is a size built in?"
+
+
+def check_residual(attempt: Callable[..., Tensor]) -> None:
+    """Whether attempt(x, sublayer, norm, dropout, norm_first) wires one sub-layer as a stack needs it."""
+
+    def stack(x: Tensor, sublayers: Any, norms: Any, dropout: Any, norm_first: bool) -> Tensor:
+        for sublayer, norm in zip(sublayers, norms, strict=False):
+            x = attempt(x, sublayer, norm, dropout, norm_first)
+        return norms[-1](x) if norm_first else x
+
+    check_stack(stack)
