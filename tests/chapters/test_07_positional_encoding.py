@@ -135,11 +135,50 @@ def test_attention_knows_the_order_now(kind: type[nn.Module]) -> None:
     assert not torch.allclose(shuffled, straight[:, order], atol=1e-3)
 
 
-def halves(length: int, d_model: int, *, divide_by: int | None = None) -> Tensor:
+TURN = 2 * math.pi
+
+
+def base(length: float, d_model: int) -> float:
+    return (length / TURN) ** (d_model / (d_model - 2))
+
+
+def base_by_logarithms(length: float, d_model: int) -> Tensor:
+    """float32, by another way: the exponent of the slowest pair comes from the pairs themselves."""
+    exponent = torch.arange(0, d_model, 2)[-1] / d_model
+    return torch.exp(torch.log(torch.tensor(length) / TURN) / exponent)
+
+
+def base_by_halving(length: float, d_model: int) -> float:
+    low, high = 1e-6, 1e12
+    for _ in range(200):
+        middle = math.sqrt(low * high)
+        slowest = TURN * middle ** ((d_model - 2) / d_model)
+        low, high = (middle, high) if slowest < length else (low, middle)
+    return low
+
+
+def halves(
+    length: int, d_model: int, *, divide_by: int | None = None, factor: int = 1, start: int = 0
+) -> Tensor:
     pairs = d_model // 2
-    frequency = 10_000.0 ** (-torch.arange(pairs).double() / (divide_by or pairs - 1))
-    angle = torch.outer(torch.arange(length).double(), frequency)
+    frequency = 10_000.0 ** (-factor * torch.arange(pairs).double() / (divide_by or pairs - 1))
+    angle = torch.outer(torch.arange(start, start + length).double(), frequency)
     return torch.cat([angle.sin(), angle.cos()], dim=-1).float()
+
+
+def halves_in_a_loop(length: int, d_model: int) -> Tensor:
+    pairs = d_model // 2
+    angles = [[p * 10_000 ** (-i / (pairs - 1)) for i in range(pairs)] for p in range(length)]
+    rows = [[*map(math.sin, row), *map(math.cos, row)] for row in angles]
+    return torch.tensor(rows)
+
+
+def halves_by_logspace(length: int, d_model: int) -> Tensor:
+    frequency = torch.logspace(0, -4, d_model // 2)
+    angle = torch.arange(length)[:, None] * frequency
+    table = torch.empty(length, d_model)
+    table[:, : d_model // 2], table[:, d_model // 2 :] = angle.sin(), angle.cos()
+    return table
 
 
 def look_back(back: int, d_model: int, *, sign: int = -1, exponent: int = 2) -> Tensor:
@@ -148,61 +187,147 @@ def look_back(back: int, d_model: int, *, sign: int = -1, exponent: int = 2) -> 
     return torch.block_diag(*map(torch.tensor, blocks))
 
 
+def look_back_by_power(back: int, d_model: int) -> Tensor:
+    """One step back, as often as needed, in float64."""
+    step = torch.zeros(d_model, d_model, dtype=torch.float64)
+    for i in range(d_model // 2):
+        angle = 10_000 ** (-2 * i / d_model)
+        step[2 * i, 2 * i] = step[2 * i + 1, 2 * i + 1] = math.cos(angle)
+        step[2 * i, 2 * i + 1], step[2 * i + 1, 2 * i] = math.sin(angle), -math.sin(angle)
+    return torch.linalg.matrix_power(step, back)
+
+
+def look_back_by_exp(back: int, d_model: int) -> Tensor:
+    frequency = 10_000.0 ** (-torch.arange(0, d_model, 2).double() / d_model)
+    generator = torch.zeros(d_model, d_model, dtype=torch.float64)
+    even, odd = torch.arange(0, d_model, 2), torch.arange(1, d_model, 2)
+    generator[even, odd], generator[odd, even] = frequency, -frequency
+    return torch.linalg.matrix_exp(back * generator).float()
+
+
+def look_back_in_halves(back: int, d_model: int) -> Tensor:
+    """Right for a table whose sines all come first."""
+    order = (
+        torch.arange(d_model).view(2, -1).T.flatten()
+    )  # where entry j of our layout stands there
+    turned = torch.empty(d_model, d_model)
+    turned[order[:, None], order] = look_back(back, d_model)
+    return turned
+
+
 def grid(rows: int, columns: int, d_model: int) -> Tensor:
     row, column = torch.arange(rows * columns) // columns, torch.arange(rows * columns) % columns
     table = sinusoidal_positions(max(rows, columns), d_model // 2)
     return torch.cat([table[row], table[column]], dim=-1)
 
 
+def grid_in_a_loop(rows: int, columns: int, d_model: int) -> Tensor:
+    row, column = (sinusoidal_positions(n, d_model // 2) for n in (rows, columns))
+    return torch.stack([torch.cat([r, c]) for r in row for c in column])
+
+
 def by_columns(rows: int, columns: int, d_model: int) -> Tensor:
     return grid(rows, columns, d_model).view(rows, columns, d_model).transpose(0, 1).flatten(0, 1)
 
 
-RIGHT = {
-    chapter_07.check_wavelength: lambda i, d: 2 * math.pi * 10_000 ** (2 * i / d),
-    chapter_07.check_halves: halves,
-    chapter_07.check_look_back: look_back,
-    chapter_07.check_grid_positions: grid,
-}
+RIGHT = [
+    (chapter_07.check_base, base),
+    (chapter_07.check_base, base_by_logarithms),
+    (chapter_07.check_base, base_by_halving),
+    (chapter_07.check_halves, halves),
+    (chapter_07.check_halves, halves_in_a_loop),
+    (chapter_07.check_halves, halves_by_logspace),
+    (chapter_07.check_halves, lambda n, d: halves(n, d).double()),
+    (chapter_07.check_look_back, look_back),
+    (chapter_07.check_look_back, look_back_by_power),
+    (chapter_07.check_look_back, look_back_by_exp),
+    (chapter_07.check_grid_positions, grid),
+    (chapter_07.check_grid_positions, grid_in_a_loop),
+]
 WRONG = [
-    (chapter_07.check_wavelength, lambda i, d: 10_000 ** (2 * i / d), "whole turn is 2 pi"),
-    (chapter_07.check_wavelength, lambda i, d: 2 * math.pi * 10_000 ** (i / d), "i counts pairs"),
-    (chapter_07.check_wavelength, lambda i, d: 2 * math.pi / 10_000 ** (2 * i / d), "grows with i"),
+    (chapter_07.check_base, lambda n, d: n / TURN, "exponent is missing"),
+    (chapter_07.check_base, lambda n, d: n, "taken for the wavelength"),
+    (chapter_07.check_base, lambda n, d: n ** (d / (d - 2)), "where is 2 pi"),
+    (chapter_07.check_base, lambda n, d: (n * TURN) ** (d / (d - 2)), "multiplied"),
+    (chapter_07.check_base, lambda n, d: (n / TURN) ** ((d - 2) / d), "other way round"),
+    (chapter_07.check_base, lambda n, d: (n / TURN) ** (d / (d - 1)), "counts pairs"),
+    (chapter_07.check_base, lambda n, d: (n / TURN) ** (d / (d // 2 - 1)), "not 1/4"),
+    (chapter_07.check_base, lambda n, d: (n / TURN) ** 2, "right at width 4"),
+    (chapter_07.check_base, lambda n, d: 10_000.0, "right at width 4"),
+    (chapter_07.check_base, lambda n, d: None, "returned None"),
     (chapter_07.check_halves, sinusoidal_positions, "all sines come first"),
     (chapter_07.check_halves, lambda n, d: halves(n, d, divide_by=d // 2), "divides by n - 1"),
-    (chapter_07.check_halves, lambda n, d: halves(n, d).roll(d // 2, dims=1), "position 0 is sin"),
+    (chapter_07.check_halves, lambda n, d: halves(n, d).roll(d // 2, dims=1), "all sines do"),
+    (chapter_07.check_halves, lambda n, d: halves(n, d, factor=2), "doubled"),
+    (chapter_07.check_halves, lambda n, d: halves(n, d, factor=2, divide_by=d - 1), r"2i / \("),
+    (chapter_07.check_halves, lambda n, d: halves(n, d, divide_by=d - 1), "d_model - 1"),
+    (
+        chapter_07.check_halves,
+        lambda n, d: halves(n, d).view(n, 2, -1).flip(-1).flatten(1),
+        "minus is missing",
+    ),
+    (chapter_07.check_halves, lambda n, d: halves(n, d, start=1), "start at 0"),
+    (chapter_07.check_halves, lambda n, d: halves(n, 6), "shape|built in"),
+    (chapter_07.check_halves, lambda n, d: halves(n, d, divide_by=2), "built in"),
     (chapter_07.check_look_back, lambda back, d: look_back(back, d, sign=1), "turns forward"),
-    (chapter_07.check_look_back, lambda back, d: look_back(back, d, exponent=1), "its own angle"),
+    (chapter_07.check_look_back, lambda back, d: look_back(back, d).T, "turns forward"),
+    (chapter_07.check_look_back, lambda back, d: look_back(back, d, exponent=1), "own angle"),
+    (chapter_07.check_look_back, lambda back, d: look_back(back, d, exponent=0), "own angle"),
+    (chapter_07.check_look_back, lambda back, d: look_back(min(back, 1), d), "one step back"),
     (chapter_07.check_look_back, lambda back, d: torch.eye(d), "should become"),
+    (chapter_07.check_look_back, look_back_in_halves, "pairs are mixed"),
+    (chapter_07.check_look_back, lambda back, d: look_back(back, d)[: d // 2], "should have shape"),
     (
         chapter_07.check_grid_positions,
         lambda r, c, d: grid(r, c, d).roll(d // 2, dims=1),
         "encode the row",
     ),
     (chapter_07.check_grid_positions, by_columns, "row by row"),
-    (chapter_07.check_grid_positions, lambda r, c, d: sinusoidal_positions(r * c, d), "first half"),
+    (
+        chapter_07.check_grid_positions,
+        lambda r, c, d: sinusoidal_positions(r * c, d),
+        "of a sentence",
+    ),
+    (
+        chapter_07.check_grid_positions,
+        lambda r, c, d: grid(r, c, 2 * d)[:, ::2],
+        "half the width",
+    ),
+    (
+        chapter_07.check_grid_positions,
+        lambda r, c, d: grid(r, c, 2 * d),
+        "should have shape",
+    ),
+    (
+        chapter_07.check_grid_positions,
+        lambda r, c, d: grid(r, c, d).view(r, c, d),
+        "should have shape",
+    ),
+    (
+        chapter_07.check_grid_positions,
+        lambda r, c, d: torch.cat([grid(r, c, d)[:, : d // 2]] * 2, dim=-1),
+        "columns 0, 1, 2",
+    ),
+    (
+        chapter_07.check_grid_positions,
+        lambda r, c, d: torch.cat(
+            [
+                sinusoidal_positions(r, d // 2).repeat(c, 1),
+                sinusoidal_positions(c, d // 2).repeat(r, 1),
+            ],
+            dim=-1,
+        ),
+        "wrong row or column",
+    ),
 ]
 
 
-@pytest.mark.parametrize("check", RIGHT)
-def test_checks_accept_the_right_answer(
-    check: Callable, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("check", "answer"), RIGHT)
+def test_checks_accept_right_answers(
+    check: Callable, answer: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check(RIGHT[check])
+    check(answer)
     assert "every check passed" in capsys.readouterr().out
-
-
-def float32_wavelength(i: int, d_model: int, *, factor: float = 2 * math.pi) -> Tensor:
-    return factor * torch.tensor(10_000.0) ** (2 * i / d_model)
-
-
-def test_wavelengths_may_be_float32(capsys: pytest.CaptureFixture[str]) -> None:
-    chapter_07.check_wavelength(float32_wavelength)
-    assert "every check passed" in capsys.readouterr().out
-    with pytest.raises(AssertionError, match="whole turn is 2 pi"):
-        chapter_07.check_wavelength(lambda i, d: float32_wavelength(i, d, factor=1.0))
-    with pytest.raises(AssertionError, match="not i / d_model"):
-        chapter_07.check_wavelength(lambda i, d: float32_wavelength(i, 2 * d))
 
 
 @pytest.mark.parametrize(("check", "answer", "message"), WRONG)

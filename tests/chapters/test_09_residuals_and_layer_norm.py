@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from transformer_lib.book.checks.chapter_09 import (
-    check_layer_norm,
     check_layer_norm_gradient,
-    check_residual,
+    check_rms_norm,
+    check_stack,
     check_stream_growth,
 )
 from transformer_lib.layers import FeedForward, LayerNorm, ResidualConnection
@@ -138,60 +138,208 @@ def test_bad_input_is_refused(build: Callable[[], object], message: str) -> None
         build()
 
 
-def normalize(
+def rms(
     x: Tensor,
     gain: Tensor,
-    shift: Tensor,
     eps: float,
-    correction: int = 0,
     dim: int = -1,
-    outside: bool = False,
+    kind: torch.dtype | None = torch.float32,
+    back: bool = True,
 ) -> Tensor:
-    centered = x - x.mean(dim=dim, keepdim=True)
-    variance = x.var(dim=dim, keepdim=True, correction=correction if x.size(dim) > 1 else 0)
-    std = variance.sqrt() + eps if outside else (variance + eps).sqrt()
-    return centered / std * gain + shift
+    wide = x.to(kind) if kind else x
+    result = wide / (wide.square().mean(dim=dim, keepdim=True) + eps).sqrt()
+    return (result.to(x.dtype) if back else result) * gain
 
 
-def test_exercise_1_refuses() -> None:
-    check_layer_norm(normalize)
-    with pytest.raises(AssertionError, match="divides by d_model - 1"):
-        check_layer_norm(lambda *args: normalize(*args, correction=1))
-    with pytest.raises(AssertionError, match="eps stands outside the root"):
-        check_layer_norm(lambda *args: normalize(*args, outside=True))
-    with pytest.raises(AssertionError, match="the features, the last dimension"):
-        check_layer_norm(lambda *args: normalize(*args, dim=0))
-    with pytest.raises(AssertionError, match=r"gain \(2, 3\) and shift"):
-        check_layer_norm(lambda x, gain, shift, eps: normalize(x, gain, 0 * shift, eps))
-    with pytest.raises(AssertionError, match="which axis"):
-        check_layer_norm(
-            lambda x, gain, shift, eps: (
-                normalize(x.flatten(1), torch.ones(()), torch.zeros(()), eps).view_as(x) * gain
-                + shift
-            )
-        )
+def rms_by_scaling(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """Stays in x's type: divided by the largest entry first, nothing overflows or vanishes."""
+    largest = x.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+    scaled = x / largest
+    small = (eps**0.5 / largest.double()).square().to(x.dtype)
+    return scaled / (scaled.square().mean(dim=-1, keepdim=True) + small).sqrt() * gain
+
+
+def rms_of_rows(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    rows = []
+    for row in x.double().reshape(-1, x.size(-1)):
+        mean = sum(float(number) ** 2 for number in row) / len(row)
+        rows.append(row / math.sqrt(mean + eps))
+    return (torch.stack(rows).view_as(x) * gain.double()).to(x.dtype)
+
+
+def rms_by_vector_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    size = torch.linalg.vector_norm(x.double(), dim=-1, keepdim=True)
+    return (x / (size**2 / x.size(-1) + eps).sqrt() * gain).to(x.dtype)
+
+
+@pytest.mark.parametrize("attempt", [rms, rms_by_scaling, rms_of_rows, rms_by_vector_norm])
+def test_exercise_1_accepts(attempt: Callable[..., Tensor]) -> None:
+    check_rms_norm(attempt)
+
+
+def rms_in_place(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    root = (x.float().square().mean(dim=-1, keepdim=True) + eps).sqrt()
+    x /= root
+    return x * gain
 
 
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
-        (lambda x, f, norm, drop, first: norm(x + f(x)), "dropout is not applied"),
-        (lambda x, f, norm, drop, first: norm(drop(x + f(x))), "dropout acts on the sum"),
-        (lambda x, f, norm, drop, first: x + drop(f(norm(x))), "that is pre-norm"),
-        (lambda x, f, norm, drop, first: norm(drop(f(x))), "x is not added"),
-        (lambda x, f, norm, drop, first: norm(x + drop(f(x))), "that is post-norm"),
+        (lambda x, g, eps: rms(x - x.mean(dim=-1, keepdim=True), g, eps), "no mean is subtracted"),
         (
-            lambda x, f, norm, drop, first: (
-                norm(x) + drop(f(norm(x))) if first else norm(x + drop(f(x)))
+            lambda x, g, eps: x / (x.var(dim=-1, keepdim=True, correction=0) + eps).sqrt() * g,
+            "no mean is subtracted",
+        ),
+        (
+            lambda x, g, eps: x / (x.square().mean(dim=-1, keepdim=True) + eps) * g,
+            "root is missing",
+        ),
+        (
+            lambda x, g, eps: x / (x.square().sum(dim=-1, keepdim=True) + eps).sqrt() * g,
+            "the mean is asked for",
+        ),
+        (lambda x, g, eps: x / (x.mean(dim=-1, keepdim=True) + eps) * g, "mean of the squares"),
+        (
+            lambda x, g, eps: x / (x.square().mean(dim=-1, keepdim=True).sqrt() + eps) * g,
+            "eps stands outside the root",
+        ),
+        (lambda x, g, eps: rms(x, g, 0.0), "where is eps"),
+        (lambda x, g, eps: rms(x, torch.ones_like(g), eps), "gain"),
+        (lambda x, g, eps: rms(x, 1 + g, eps), "gain"),
+        (lambda x, g, eps: rms(x, g, eps, dim=0), "last dimension"),
+        (
+            lambda x, g, eps: x / (x.square().mean() + eps).sqrt() * g,
+            "which axis",
+        ),
+        (lambda x, g, eps: rms(x, g, eps, kind=None), "do not fit into 16 bits"),
+        (
+            lambda x, g, eps: x / (x.square().mean(dim=-1, keepdim=True).float() + eps).sqrt() * g,
+            "same type|do not fit",
+        ),
+        (lambda x, g, eps: rms(x, g, eps, back=False), "should have the same type"),
+        (lambda x, g, eps: rms(x.float(), g.float(), eps), "should have the same type"),
+        (lambda x, g, eps: rms(x, g, eps).half(), "root mean square|same type"),
+        (lambda x, g, eps: rms(x, g, max(eps, 1e-5)), "vanish in 16 bits"),
+        (lambda x, g, eps: F.rms_norm(x, (x.size(-1),), g, eps), "without torch"),
+        (lambda x, g, eps: nn.RMSNorm(x.size(-1), eps)(x) * g, "without torch"),
+        (rms_in_place, "number 1 in place"),
+        (lambda x, g, eps: None, "returned None"),
+    ],
+)
+def test_exercise_1_refuses(attempt: Callable[..., Tensor], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_rms_norm(attempt)
+
+
+def stack(
+    x: Tensor, sublayers: Any, norms: Any, drop: Any, first: bool, last: bool = True
+) -> Tensor:
+    for norm, f in zip(norms, sublayers, strict=False):
+        x = x + drop(f(norm(x))) if first else norm(x + drop(f(x)))
+    return norms[-1](x) if first and last else x
+
+
+def stack_in_steps(x: Tensor, sublayers: Any, norms: Any, drop: Any, first: bool) -> Tensor:
+    """Consumes the lists, which are the attempt's own."""
+    while sublayers:
+        f, norm = sublayers.pop(0), norms.pop(0)
+        change = drop(f(norm(x) if first else x))
+        x = torch.add(x, change) if first else norm(torch.add(x, change))
+    return norms.pop()(x) if norms else x
+
+
+def stack_by_recursion(x: Tensor, sublayers: Any, norms: Any, drop: Any, first: bool) -> Tensor:
+    if not sublayers:
+        return norms[0](x) if first else x
+    (f, *others), (norm, *other_norms) = sublayers, norms
+    x = x + drop(f(norm(x))) if first else norm(x + drop(f(x)))
+    return stack_by_recursion(x, others, other_norms, drop, first)
+
+
+@pytest.mark.parametrize("attempt", [stack, stack_in_steps, stack_by_recursion])
+def test_exercise_2_accepts(attempt: Callable[..., Tensor]) -> None:
+    check_stack(attempt)
+
+
+def each(change: Callable[..., Tensor], last: bool = True) -> Callable[..., Tensor]:
+    """A stack of sub-layers wired by change(x, sublayer, norm, dropout, norm_first)."""
+
+    def attempt(x: Tensor, sublayers: Any, norms: Any, drop: Any, first: bool) -> Tensor:
+        for norm, f in zip(norms, sublayers, strict=False):
+            x = change(x, f, norm, drop, first)
+        return norms[-1](x) if first and last else x
+
+    return attempt
+
+
+def dropout_on_the_sum(x: Tensor, f: Any, norm: Any, drop: Any, first: bool) -> Tensor:
+    return drop(x + f(norm(x))) if first else norm(x + drop(f(x)))
+
+
+def first_norm_for_all(x: Tensor, sublayers: Any, norms: Any, drop: Any, first: bool) -> Tensor:
+    shared = [norms[0]] * len(sublayers) + norms[len(sublayers) :]
+    return stack(x, sublayers, shared, drop, first)
+
+
+def norms_off_by_one(x: Tensor, sublayers: Any, norms: Any, drop: Any, first: bool) -> Tensor:
+    return stack(x, sublayers, norms[1:] + norms[:1] if first else norms, drop, first)
+
+
+def from_the_start(x: Tensor, sublayers: Any, norms: Any, drop: Any, first: bool) -> Tensor:
+    """Every sub-layer reads the x that came in, not what the last one left."""
+    out = x
+    for norm, f in zip(norms, sublayers, strict=False):
+        out = out + drop(f(norm(x))) if first else norm(out + drop(f(x)))
+    return norms[-1](out) if first else out
+
+
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        (lambda *given: stack(*given, last=False), "last norm is missing"),
+        (each(lambda x, f, norm, drop, first: norm(x + f(x))), "dropout is not applied"),
+        (each(lambda x, f, norm, drop, first: norm(drop(x + f(x)))), "dropout acts on the sum"),
+        (each(lambda x, f, norm, drop, first: drop(norm(x + f(x)))), "or on what is normalized"),
+        (each(dropout_on_the_sum), "dropout acts on the sum"),
+        (each(lambda x, f, norm, drop, first: x + drop(f(norm(x)))), "that is pre-norm"),
+        (each(lambda x, f, norm, drop, first: norm(drop(f(x)))), "x is not added"),
+        (each(lambda x, f, norm, drop, first: norm(x + drop(f(x)))), "that is post-norm"),
+        (
+            each(lambda x, f, norm, drop, first: norm(x + drop(f(x))), last=False),
+            "that is post-norm",
+        ),
+        (
+            each(
+                lambda x, f, norm, drop, first: (
+                    norm(x) + drop(f(norm(x))) if first else norm(x + drop(f(x)))
+                )
             ),
             "starts from the normalized x",
         ),
-        (lambda x, f, norm, drop, first: norm(x.add_(drop(f(x)))), "in place"),
+        (each(lambda x, f, norm, drop, first: norm(x.add_(drop(f(x))))), "in place"),
+        (first_norm_for_all, "each has its own"),
+        (
+            lambda x, subs, norms, drop, first: stack(x, [subs[0]] * len(subs), norms, drop, first),
+            "first sub-layer is used",
+        ),
+        (norms_off_by_one, "look at the order|one of its own"),
+        (from_the_start, "does each go on from the last"),
+        (lambda *given: norms_last_always(*given), "a norm comes after the stack"),
+        (
+            lambda x, subs, norms, drop, first: [stack(x, subs, norms, drop, first)],
+            "should be a tensor",
+        ),
     ],
 )
 def test_exercise_2_refuses(attempt: Callable[..., Tensor], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
-        check_residual(attempt)
+        check_stack(attempt)
+
+
+def norms_last_always(x: Tensor, sublayers: Any, norms: Any, drop: Any, first: bool) -> Tensor:
+    out = stack(x, sublayers, norms, drop, first, last=False)
+    return norms[-1](out)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +408,7 @@ def test_exercise_4_refuses() -> None:
 
 def gradient_by_autograd(x: Tensor, upstream: Tensor, eps: float) -> Tensor:
     leaf = x.clone().requires_grad_()
-    normed = normalize(leaf, torch.ones(x.size(-1)), torch.zeros(x.size(-1)), eps)
+    normed = F.layer_norm(leaf, x.shape[-1:], eps=eps)
     return torch.autograd.grad(normed, leaf, upstream)[0]
 
 
@@ -279,61 +427,7 @@ def gradient_by_matrix(x: Tensor, upstream: Tensor, eps: float) -> Tensor:
     return (upstream[..., None, :] @ (jacobian / s))[..., 0, :]
 
 
-def norm_in_place(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
-    x -= x.mean(dim=-1, keepdim=True)
-    return x / (x.square().mean(dim=-1, keepdim=True) + eps).sqrt() * gain + shift
-
-
-def norm_by_var_mean(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
-    variance, mean = torch.var_mean(x, dim=-1, keepdim=True, correction=0)
-    return shift + gain * (x - mean) * (variance + eps) ** -0.5
-
-
-def norm_of_rows(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
-    rows = [
-        (row - row.mean()) / math.sqrt(float(row.square().mean() - row.mean() ** 2) + eps)
-        for row in x.reshape(-1, x.size(-1))
-    ]
-    return torch.stack(rows).view_as(x) * gain + shift
-
-
-@pytest.mark.parametrize(
-    ("attempt", "message"),
-    [
-        (
-            lambda x, gain, shift, eps: F.layer_norm(x, gain.shape, gain, shift, eps),
-            "without torch",
-        ),
-        (
-            lambda x, gain, shift, eps: nn.LayerNorm(x.size(-1), eps)(x) * gain + shift,
-            "without torch",
-        ),
-        (norm_in_place, "number 1 in place"),
-        (lambda x, gain, shift, eps: normalize(x, gain, shift, 0.0), "0.5 on the right"),
-        (lambda x, gain, shift, eps: normalize(x, gain, 0 * shift, eps) + shift[0], "gain"),
-        (lambda x, gain, shift, eps: None, "returned None"),
-    ],
-)
-def test_exercise_1_refuses_more(attempt: Callable[..., Tensor], message: str) -> None:
-    with pytest.raises(AssertionError, match=message):
-        check_layer_norm(attempt)
-
-
-@pytest.mark.parametrize("attempt", [norm_by_var_mean, norm_of_rows])
-def test_exercise_1_accepts_other_ways(attempt: Callable[..., Tensor]) -> None:
-    check_layer_norm(attempt)
-
-
-def residual_in_steps(
-    x: Tensor, f: Callable[..., Tensor], norm: Any, drop: Any, first: bool
-) -> Tensor:
-    change = drop(f(norm(x) if first else x))
-    return torch.add(x, change) if first else norm(torch.add(x, change))
-
-
-def test_exercises_2_and_3_accept_other_ways() -> None:
-    check_residual(residual_in_steps)
-    check_residual(lambda x, f, norm, drop, p: x + drop(f(norm(x))) if p else norm(x + drop(f(x))))
+def test_exercise_3_accepts() -> None:
     check_stream_growth(growth_in_a_loop)
     check_stream_growth(
         lambda start, step, count: (

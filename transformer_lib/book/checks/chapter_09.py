@@ -26,105 +26,184 @@ def _without(what: str, *names: str) -> Iterator[None]:
 
 
 @diagnostic("Exercise 9.1")
-def check_layer_norm(attempt: Callable[..., Tensor]) -> None:
-    """Known numbers: eps 0 isolates the variance, a large eps its place; then gain, shift, batch."""
-    names = ("torch.nn.functional.layer_norm", "torch.layer_norm", "torch.native_layer_norm")
-    with _without("torch's layer norm", *names):
-        _check_layer_norm(lambda *given: on_copies(attempt, *given))
+def check_rms_norm(attempt: Callable[..., Tensor]) -> None:
+    """Known numbers, the place of eps, gain, batch; then the same in 16 bits, large and small."""
+    names = (
+        *("torch.nn.functional.rms_norm", "torch.rms_norm", "torch._fused_rms_norm"),
+        *("torch.nn.functional.layer_norm", "torch.layer_norm"),
+    )
+    with _without("torch's own norms", *names):
+        _check_rms_norm(lambda *given: on_copies(attempt, *given))
 
 
-def _check_layer_norm(attempt: Callable[..., Tensor]) -> None:
-    one, zero = torch.ones(2), torch.zeros(2)
+def _check_rms_norm(attempt: Callable[..., Tensor]) -> None:
+    one = torch.ones(2)
     pair = expect_tensor(
-        attempt(torch.tensor([[4.0, 8.0]]), one, zero, 0.0), (1, 2), "the norm of one position"
+        attempt(torch.tensor([[1.0, 7.0]]), one, 0.0), (1, 2), "the norm of one position"
     ).flatten()
-    assert not pair.isnan().any(), (
-        "(4, 8) with eps 0 came out as nan: 0 / 0. Do mean and variance run over the features, the last dimension?"
+    assert abs(pair[0].item() - 1) > 1e-3, (
+        "(1, 7) with eps 0 came out with 1 on the left, so 1 was divided by itself: does the mean run over the features, the last dimension?"
     )
-    assert abs(pair.sum().item()) < 1e-4, (
-        f"(4, 8) should come out with mean 0, not {pair.mean().item():.3g}"
+    assert abs(pair[1].item() - 2.8) > 1e-3, (
+        "(1, 7) with eps 0 and gain 1 came out twice as large as it should: multiply by the gain itself, not by 1 + gain"
     )
-    unbiased = abs(pair[1].item() - 0.5**0.5) < 1e-3
-    assert not unbiased, (
-        "(4, 8) came out as (-0.71, 0.71): your variance divides by d_model - 1; it should by d_model"
+    slips = {
+        1: "7 came out as 1, as layer norm has it: no mean is subtracted here",
+        7 / 25: "7 came out divided by the mean square; its root is missing",
+        7 / 50**0.5: "7 came out divided by the root of the sum of squares; the mean is asked for",
+        7 / 50: "7 came out divided by the sum of squares; the root of their mean is asked for",
+        7 / 4: "7 came out divided by the mean; the mean of the squares is asked for, under a root",
+        7 / 3: "7 came out divided by the standard deviation; no mean is subtracted here",
+        7 / 18**0.5: "7 came out divided by a standard deviation; no mean is subtracted here",
+    }
+    for number, message in slips.items():
+        assert abs(pair[1].item() - number) > 1e-3, f"(1, 7) with eps 0: {message}"
+    assert (pair - torch.tensor([0.2, 1.4])).abs().max() < 1e-3, (
+        f"(1, 7) with eps 0 has the root mean square 5, so (0.2, 1.4) should come out, not {pair.tolist()}"
     )
-    assert abs(pair[1].item() - 1) < 1e-3, (
-        f"(4, 8) with eps 0 should come out as (-1, 1), not {pair.tolist()}"
-    )
-    wide = attempt(torch.tensor([[-1.0, 1.0]]), one, zero, 3.0)[0, 1].item()
-    assert abs(wide - 0.25) > 1e-3, (
+    wide = attempt(torch.tensor([[-1.0, 1.0]]), one, 3.0)[0, 1].item()
+    assert abs(wide - 1 / (1 + 3)) > 1e-3, (
         "(-1, 1) with eps 3 came out as 1/4: eps stands outside the root, it belongs inside"
     )
     assert abs(wide - 0.5) < 1e-3, (
-        f"(-1, 1) with eps 3 should have 1 / sqrt(1 + 3) = 0.5 on the right, not {wide:.3g}"
+        f"(-1, 1) with eps 3 should have 1 / sqrt(1 + 3) = 0.5 on the right, not {wide:.3g}: where is eps?"
     )
-    learned = attempt(
-        torch.tensor([[4.0, 8.0]]), torch.tensor([2.0, 3.0]), torch.tensor([10.0, 20.0]), 0.0
-    ).flatten()
-    expected = torch.tensor([8.0, 23.0])
-    message = (
-        f"gain (2, 3) and shift (10, 20) should turn (-1, 1) into (8, 23), not {learned.tolist()}"
+    learned = attempt(torch.tensor([[1.0, 7.0]]), torch.tensor([2.0, 3.0]), 0.0).flatten()
+    assert (learned - torch.tensor([0.4, 4.2])).abs().max() < 1e-3, (
+        f"gain (2, 3) should turn (0.2, 1.4) into (0.4, 4.2), not {[round(y, 3) for y in learned.tolist()]}"
     )
-    assert (learned - expected).abs().max() < 1e-3, message
-    x = (
-        torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(9))
-        * torch.tensor([1.0, 10.0, 100.0])[:, None]
+    generator = torch.Generator().manual_seed(9)
+    for shape in ((2, 3, 4), (5, 7)):
+        scales = torch.arange(1.0, shape[-2] + 1)[:, None]  # of the positions
+        x = scales * torch.randn(shape, generator=generator)
+        gain = torch.rand(shape[-1], generator=generator) + 0.5
+        normed = expect_tensor(attempt(x, gain, 0.1), shape, f"the norm of a {shape} batch")
+        gap = (normed - _rms(x, 0.1) * gain).abs().max().item()
+        assert gap < 1e-3, (
+            f"right for one position; for a batch of shape {shape} off by {gap:.2g}: which axis, which size?"
+        )
+    _check_in_half(attempt, torch.randn(2, 6, generator=generator))
+
+
+def _rms(x: Tensor, eps: float) -> Tensor:
+    wide = x.double()
+    return wide / torch.sqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+
+
+def _check_in_half(attempt: Callable[..., Tensor], x: Tensor) -> None:
+    gain = torch.tensor([1.0, 0.5, 2.0, 1.0, -1.0, 0.25])  # (d_model,)
+    for kind, margin in ((torch.float16, 0.01), (torch.bfloat16, 0.05)):
+        for size, what in (
+            (1.0, "of size 1"),
+            (1000.0, "of size 1,000 (their squares do not fit into 16 bits)"),
+            (1e-4, "of size 0.0001 (their squares vanish in 16 bits)"),
+        ):
+            halves = (size * x).to(kind)
+            normed = attempt(halves, gain.to(kind), 1e-12)
+            expect_tensor(normed, x.shape, f"the norm of {kind} numbers")
+            assert normed.dtype == kind, (
+                f"x and gain are {kind}; the result should have the same type, not {normed.dtype}"
+            )
+            gap = (normed.double() - _rms(halves, 1e-12) * gain).abs().max().item()
+            assert gap < margin, f"for {kind} numbers {what} off by {gap:.2g}"
+    exact = attempt(x.double(), gain.double(), 1e-12)
+    assert exact.dtype == torch.float64, (
+        f"x and gain are torch.float64; the result should have the same type, not {exact.dtype}"
     )
-    normed = expect_tensor(
-        attempt(x, torch.ones(4), torch.zeros(4), 1e-5), (2, 3, 4), "the norm of a (2, 3, 4) batch"
-    )
-    means, stds = normed.mean(dim=-1), normed.std(dim=-1, correction=0)
-    message = f"right for one position; in a batch the positions' means are {means.flatten().tolist()}: which axis?"
-    assert means.abs().max() < 1e-3, message
-    message = f"right for one position; in a batch the standard deviations are {stds.flatten().tolist()}: which axis?"
-    assert (stds - 1).abs().max() < 1e-2, message
-    # other sizes, and a gain and a shift that differ from feature to feature
-    rows, (gain, shift) = torch.arange(35.0).reshape(5, 7) ** 1.5, torch.rand(2, 7) + 0.5
-    mean = rows.mean(dim=-1, keepdim=True)  # (positions, 1)
-    std = torch.sqrt((rows - mean).square().mean(dim=-1, keepdim=True) + 0.1)  # (positions, 1)
-    normed = expect_tensor(attempt(rows, gain, shift, 0.1), (5, 7), "the norm of five positions")
-    gap = (normed - ((rows - mean) / std * gain + shift)).abs().max().item()
-    assert gap < 1e-3, f"with 5 positions of 7 features it is off by {gap:.2g}: is a size built in?"
 
 
 @diagnostic("Exercise 9.2")
-def check_residual(attempt: Callable[..., Tensor]) -> None:
+def check_stack(attempt: Callable[..., Tensor]) -> None:
     """Functions so different that the number that comes out tells in which order they were called."""
+    _check_one_sublayer(attempt)
+    for count in (2, 3):
+        for norm_first in (False, True):
+            wiring = "pre-norm" if norm_first else "post-norm"
+            got = _run_stack(attempt, norm_first, count)
+            expected = _run_stack(_stack, norm_first, count)
+            shared = _run_stack(_stack, norm_first, count, one_norm=True)
+            alike = _run_stack(_stack, norm_first, count, one_sublayer=True)
+            assert got != shared, (
+                f"{wiring}, {count} sub-layers: the first norm is used everywhere; each has its own"
+            )
+            assert got != alike, (
+                f"{wiring}, {count} sub-layers: the first sub-layer is used {count} times"
+            )
+            bare = _run_stack(_stack, norm_first, count, last=False)
+            assert not norm_first or got != bare, (
+                f"pre-norm, {count} sub-layers: the last norm is missing, the end of the stream is not normalized"
+            )
+            assert got == expected, (
+                f"right for one sub-layer; {wiring} with {count} gives {got:g}, not {expected:g}: which norm belongs to which, and does each go on from the last?"
+            )
 
-    def run(norm_first: bool) -> float:
-        x = torch.tensor([[1.0]])
-        out = attempt(x, lambda x: x + 1, lambda x: 100 * x, lambda x: 10 * x, norm_first)
-        assert x.item() == 1, (
-            f"x itself was changed in place, to {x.item():g}: `x +=` does that. Make a new tensor"
-        )
-        return expect_tensor(out, (1, 1), "the output").item()
 
-    # sublayer(x) = x + 1, norm(x) = 100 x, dropout(x) = 10 x, x = 1
+def _stack(x: Any, sublayers: Any, norms: Any, dropout: Any, norm_first: bool) -> Any:
+    for sublayer, norm in zip(sublayers, norms, strict=False):
+        x = x + dropout(sublayer(norm(x))) if norm_first else norm(x + dropout(sublayer(x)))
+    return norms[len(sublayers)](x) if norm_first and len(norms) > len(sublayers) else x
+
+
+def _run_stack(
+    attempt: Callable[..., Tensor],
+    norm_first: bool,
+    count: int,
+    one_norm: bool = False,
+    one_sublayer: bool = False,
+    last: bool = True,
+) -> float:
+    """sublayer i adds i + 1, norm i multiplies by 100 + i, dropout by 10; x is 1."""
+    of_norms = range(count + (norm_first and last))
+    norms = [lambda x, i=0 if one_norm else i: (100 + i) * x for i in of_norms]
+    sublayers = [lambda x, i=0 if one_sublayer else i: x + 1 + i for i in range(count)]
+    x = torch.ones(1, 1, dtype=torch.float64)
+    out = attempt(x, list(sublayers), list(norms), lambda x: 10 * x, norm_first)
+    assert x.item() == 1, (
+        f"x itself was changed in place, to {x.item():g}: `x +=` does that. Make a new tensor"
+    )
+    return expect_tensor(out, (1, 1), "the output").item()
+
+
+def _check_one_sublayer(attempt: Callable[..., Tensor]) -> None:
+    # sublayer(x) = x + 1, norms (x) = 100 x and 101 x, dropout(x) = 10 x, x = 1
     post_slips = {
         2000: "x is not added: 1 is missing from the sum",
         300: "dropout is not applied",
-        3000: "dropout acts on the sum; it belongs on the sub-layer's output, before x is added",
+        3000: "dropout acts on the sum, or on what is normalized; it belongs on the sub-layer's output, before x is added",
         120: "only x is normalized; post-norm normalizes the sum",
         2001: "only the sub-layer's output is normalized; post-norm normalizes the sum",
         21: "nothing is normalized",
         1011: "that is pre-norm; norm_first=False asks for post-norm",
+        102111: "that is pre-norm; norm_first=False asks for post-norm",
+        210000: "a norm comes after the stack; in post-norm the last sub-layer's norm is the last",
     }
-    post = run(False)
+    post = _run_stack(attempt, False, 1)
     assert post == 2100, (
         f"post-norm: 100 (1 + 10 (1 + 1)) is 2100, not {post:g}: {post_slips.get(int(post), 'look at the order')}"
     )
     pre_slips = {
-        1010: "x is not added",
-        102: "dropout is not applied",
-        1110: "the sum starts from the normalized x; the stream should pass by the norm",
+        1011: "the last norm is missing, the end of the stream is not normalized",
+        101100: "the last norm is the first one again; it has one of its own",
+        1010 * 101: "x is not added",
+        102 * 101: "dropout is not applied",
+        1110 * 101: "the sum starts from the normalized x; the stream should pass by the norm",
+        1110: "the sum starts from the normalized x, and the last norm is missing",
+        2001 * 101: "the sub-layer's output is normalized; pre-norm normalizes its input",
         2001: "the sub-layer's output is normalized; pre-norm normalizes its input",
         21: "nothing is normalized",
-        1020: "dropout acts on the sum; it belongs on the sub-layer's output, before x is added",
+        1020
+        * 101: "dropout acts on the sum, or on what is normalized; it belongs on the sub-layer's output, before x is added",
+        1011
+        * 1010: "dropout acts on the sum, or on what is normalized; it belongs on the sub-layer's output, before x is added",
+        102: "dropout is not applied, and the last norm is missing",
+        1010: "x is not added",
         2100: "that is post-norm; norm_first=True asks for pre-norm",
+        2121: "that is post-norm; norm_first=True asks for pre-norm",
+        212100: "that is post-norm with one more norm; norm_first=True asks for pre-norm",
     }
-    pre = run(True)
-    assert pre == 1011, (
-        f"pre-norm: 1 + 10 (100 + 1) is 1011, not {pre:g}: {pre_slips.get(int(pre), 'look at the order')}"
+    pre = _run_stack(attempt, True, 1)
+    assert pre == 102111, (
+        f"pre-norm: 101 (1 + 10 (100 + 1)) is 102111, not {pre:g}: {pre_slips.get(int(pre), 'look at the order')}"
     )
 
 
@@ -217,3 +296,14 @@ def check_layer_norm_gradient(attempt: Callable[..., Tensor]) -> None:
     got = expect_tensor(by_hand(5 * wide, flow, 0.1), (4, 9), "the gradient of four positions")
     gap = (got - expected).abs().max().item()
     assert gap < 1e-4, f"with 4 positions of 9 features off by {gap:.2g}: is a size built in?"
+
+
+def check_residual(attempt: Callable[..., Tensor]) -> None:
+    """Whether attempt(x, sublayer, norm, dropout, norm_first) wires one sub-layer as a stack needs it."""
+
+    def stack(x: Tensor, sublayers: Any, norms: Any, dropout: Any, norm_first: bool) -> Tensor:
+        for sublayer, norm in zip(sublayers, norms, strict=False):
+            x = attempt(x, sublayer, norm, dropout, norm_first)
+        return norms[-1](x) if norm_first else x
+
+    check_stack(stack)
