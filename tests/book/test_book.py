@@ -12,7 +12,7 @@ from tools.notebooks import SETUP, repository_url, time_line
 
 CHAPTERS = chapters()
 # these were written before a chapter had to fit one sitting
-OLD = set(range(18)) - {0, 2, 3, 6, 8, 12}
+OLD = set(range(18)) - {0, 2, 3, 6, 8, 12, 13}
 LAST_SECTIONS = ["What goes wrong", "Exercises", "Quiz", "Summary", "The map"]
 MYST = re.compile(r"^\s*(`{3,}|:{3,})\{|\{[a-z:-]+\}`|^\([\w-]+\)=\s*$|^\+\+\+", re.MULTILINE)
 OTHER_PLACES = re.compile(
