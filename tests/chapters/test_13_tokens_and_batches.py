@@ -562,7 +562,11 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
         lambda t, ids: [t.decode(ids[: k + 1]).rstrip("\ufffd") for k in range(len(ids))],
         "twice",
     ),
-    (check_shown_at_once, lambda t, ids: [s.strip() for s in shown_at_once(t, ids)], "space is lost"),
+    (
+        check_shown_at_once,
+        lambda t, ids: [s.strip() for s in shown_at_once(t, ids)],
+        "space is lost",
+    ),
     (check_shown_at_once, shown_and_emptied, "in place"),
     (check_shown_at_once, lambda t, ids: t.decode(ids), "list of strings"),
     (check_padding_share, average_of_shares, "average"),
