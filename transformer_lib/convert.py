@@ -54,6 +54,19 @@ def attention_partners(
     return pairs
 
 
+@torch.no_grad()
+def copy_weights(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Copy the second tensor of each pair into the first, of the same shape.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    for to, source in pairs:
+        if to.shape != source.shape:  # torch would broadcast
+            raise ValueError(f"weights {[*source.shape]} do not fit into {[*to.shape]}")
+        to.copy_(source)
+
+
 def transformer_partners(ours: Transformer, theirs: nn.Transformer) -> list[tuple[Tensor, Tensor]]:
     """List the tensors of our stacks, each with the tensor of torch's that means the same."""
     modules: list[tuple[Any, Any]] = []  # with a weight and a bias each
@@ -74,19 +87,6 @@ def transformer_partners(ours: Transformer, theirs: nn.Transformer) -> list[tupl
     for module, torch_module in modules:
         tensors += [(module.weight, torch_module.weight), (module.bias, torch_module.bias)]
     return tensors
-
-
-@torch.no_grad()
-def copy_weights(pairs: list[tuple[Tensor, Tensor]]) -> None:
-    """Copy the second tensor of each pair into the first, of the same shape.
-
-    Raises:
-        ValueError: if the shapes differ.
-    """
-    for to, source in pairs:
-        if to.shape != source.shape:  # torch would broadcast
-            raise ValueError(f"weights {[*source.shape]} do not fit into {[*to.shape]}")
-        to.copy_(source)
 
 
 def from_torch(

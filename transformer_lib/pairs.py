@@ -136,20 +136,7 @@ class Batch:
     pad_id: int = PAD_ID
 
     def __post_init__(self) -> None:
-        tensors = {
-            "source": self.source,
-            "target_in": self.target_in,
-            "target_out": self.target_out,
-        }
-        for name, ids in tensors.items():
-            check_tokens(name, ids)
-            if (least := int(ids.min())) < 0:
-                raise ValueError(f"{name} holds {least}: ids begin at 0, padding is {self.pad_id}")
-        shapes = {name: tuple(ids.shape) for name, ids in tensors.items()}
-        if len(self.source) != len(self.target_in) or shapes["target_in"] != shapes["target_out"]:
-            raise ValueError(f"these do not fit together: {shapes}")
-        if (self.target_out == self.pad_id).all():
-            raise ValueError(f"nothing to learn: all targets are padding (id {self.pad_id})")
+        _check_batch(self)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
@@ -166,12 +153,7 @@ def make_batch(examples: Sequence[Example]) -> Batch:
         ValueError: if there are no examples, a source does not end in <eos>, or another token is
             special or negative.
     """
-    if not examples:
-        raise ValueError("a batch needs at least one example, got none")
-    for number, (source, target) in enumerate(examples):
-        if source[-1:] != [EOS_ID] or min([*source[:-1], *target, EOS_ID + 1]) <= EOS_ID:
-            expected = "<eos> at the end of the source and no other special token"
-            raise ValueError(f"example {number} should have {expected}: {source}, {target}")
+    _check_examples(examples)
     return Batch(
         source=_pad([source for source, _ in examples]),
         target_in=_pad([[BOS_ID, *target] for _, target in examples]),
@@ -185,11 +167,32 @@ def _pad(rows: Sequence[list[int]]) -> Tensor:
     return torch.tensor([row + [PAD_ID] * (longest - len(row)) for row in rows])
 
 
-class LazyBatches(Sequence[Batch]):
-    """Batches that are made when they are asked for: an epoch of millions of pairs fits in memory.
+def _check_batch(batch: Batch) -> None:
+    """Refuse with a ValueError tensors that are no batch."""
+    tensors = {name: getattr(batch, name) for name in ("source", "target_in", "target_out")}
+    for name, ids in tensors.items():
+        check_tokens(name, ids)
+        if (least := int(ids.min())) < 0:
+            raise ValueError(f"{name} holds {least}: ids begin at 0, padding is {batch.pad_id}")
+    shapes = {name: tuple(ids.shape) for name, ids in tensors.items()}
+    if shapes["source"][0] != shapes["target_in"][0] or shapes["target_in"] != shapes["target_out"]:
+        raise ValueError(f"these do not fit together: {shapes}")
+    if (batch.target_out == batch.pad_id).all():
+        raise ValueError(f"nothing to learn: all targets are padding (id {batch.pad_id})")
 
-    A batch is a group of indices of examples.
-    """
+
+def _check_examples(examples: Sequence[Example]) -> None:
+    """Refuse with a ValueError what cannot be a batch."""
+    if not examples:
+        raise ValueError("a batch needs at least one example, got none")
+    for number, (source, target) in enumerate(examples):
+        if source[-1:] != [EOS_ID] or min([*source[:-1], *target, EOS_ID + 1]) <= EOS_ID:
+            expected = "<eos> at the end of the source and no other special token"
+            raise ValueError(f"example {number} should have {expected}: {source}, {target}")
+
+
+class LazyBatches(Sequence[Batch]):
+    """Batches made when they are asked for, each of a group of indices: an epoch fits in memory."""
 
     def __init__(self, examples: Sequence[Example], groups: Sequence[Sequence[int]]) -> None:
         self.examples, self.groups = examples, groups

@@ -81,6 +81,21 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return _prepared(tokenizer)
 
 
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, without <bos> and <eos>.
+
+    Raises:
+        ValueError: for a single string, text that is no Unicode, or one that became a special token.
+    """
+    check_texts(texts)
+    rows = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+    for text, row in zip(texts, rows, strict=True):
+        if row and min(row) < len(SPECIAL_TOKENS):
+            token = SPECIAL_TOKENS[min(row)]
+            raise ValueError(f"{text!r} became {token}: is tokenizer.encode_special_tokens set?")
+    return rows
+
+
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
     """Write a tokenizer into a JSON file."""
     Path(path).write_text(tokenizer.to_str(), encoding="utf-8")
@@ -98,18 +113,3 @@ def parse_tokenizer(text: str, origin: str) -> Tokenizer:
     except Exception as error:  # the library raises nothing more special
         raise ValueError(f"{origin} is no tokenizer: {error}") from None
     return _prepared(tokenizer)
-
-
-def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, without <bos> and <eos>.
-
-    Raises:
-        ValueError: for a single string, text that is no Unicode, or one that became a special token.
-    """
-    check_texts(texts)
-    rows = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
-    for text, row in zip(texts, rows, strict=True):
-        if row and min(row) < len(SPECIAL_TOKENS):
-            token = SPECIAL_TOKENS[min(row)]
-            raise ValueError(f"{text!r} became {token}: is tokenizer.encode_special_tokens set?")
-    return rows

@@ -90,17 +90,7 @@ class TransformerConfig:
     pad_id: int = 0
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "d_model", "num_heads", "d_ff", "max_length")
-        layers = ("num_encoder_layers", "num_decoder_layers")
-        check_numbers(int, 1, 2**31, **{name: getattr(self, name) for name in sizes + layers})
-        check_numbers(float, 0, 1, dropout=self.dropout, attention_dropout=self.attention_dropout)
-        final_norm = self.norm_first if self.final_norm is None else self.final_norm
-        check_numbers(bool, norm_first=self.norm_first, final_norm=final_norm)
-        check_numbers(int, 0, self.vocab_size - 1, pad_id=self.pad_id)
-        if self.d_model % self.num_heads or self.d_model % 2:
-            raise ValueError(
-                f"d_model {self.d_model} must be even, and divisible by num_heads {self.num_heads}"
-            )
+        _check_config(self)
 
     @classmethod
     def base(cls, vocab_size: int = 37_000) -> "TransformerConfig":
@@ -118,49 +108,82 @@ class TransformerConfig:
         return cls(vocab_size, 128, 4, 512, num_encoder_layers=2, num_decoder_layers=2)
 
 
-_DRAWN_AS_ONE = ("query_projection", "key_projection", "value_projection")
+def _check_config(c: TransformerConfig) -> None:
+    """Refuse with a ValueError numbers that cannot make a model."""
+    sizes = ("vocab_size", "d_model", "num_heads", "d_ff", "max_length")
+    layers = ("num_encoder_layers", "num_decoder_layers")
+    check_numbers(int, 1, 2**31, **{name: getattr(c, name) for name in sizes + layers})
+    check_numbers(float, 0, 1, dropout=c.dropout, attention_dropout=c.attention_dropout)
+    final_norm = c.norm_first if c.final_norm is None else c.final_norm
+    check_numbers(bool, norm_first=c.norm_first, final_norm=final_norm)
+    check_numbers(int, 0, c.vocab_size - 1, pad_id=c.pad_id)
+    if c.d_model % c.num_heads or c.d_model % 2:
+        raise ValueError(
+            f"d_model {c.d_model} must be even, and divisible by num_heads {c.num_heads}"
+        )
 
 
-class Transformer(nn.Module):
+def _fresh_stacks(c: TransformerConfig) -> tuple[Encoder, Decoder]:
+    """Encoder and decoder: each matrix as Xavier draws it, biases zero."""
+    sizes = (c.d_model, c.num_heads, c.d_ff, c.dropout, c.norm_first, c.attention_dropout)
+    encoder_layers = [EncoderLayer(*sizes) for _ in range(c.num_encoder_layers)]
+    decoder_layers = [DecoderLayer(*sizes) for _ in range(c.num_decoder_layers)]
+    has_norm = c.norm_first if c.final_norm is None else c.final_norm
+    encoder = Encoder(encoder_layers, LayerNorm(c.d_model) if has_norm else None)
+    decoder = Decoder(decoder_layers, LayerNorm(c.d_model) if has_norm else None)
+    for name, parameter in [*encoder.named_parameters(), *decoder.named_parameters()]:
+        if parameter.dim() > 1:
+            # Query, key and value count as one matrix of 3 d_model outputs, as in torch.
+            part = name.split(".")[-2]
+            of_three = part in ("query_projection", "key_projection", "value_projection")
+            nn.init.xavier_uniform_(parameter, gain=0.5**0.5 if of_three else 1.0)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+    return encoder, decoder
+
+
+class _Parts(nn.Module):
+    """The parts of a Transformer, and its two ends."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = TokenEmbedding(config.vocab_size, config.d_model)
+        self.position = SinusoidalPositionalEncoding(config.d_model, config.max_length)
+        self.dropout = nn.Dropout(config.dropout)
+        self.encoder, self.decoder = _fresh_stacks(config)
+        self.output: nn.Module | None = None
+
+    def embed(self, tokens: Tensor, offset: int = 0) -> Tensor:
+        """Ids (batch, length), the first at position `offset`, to vectors (batch, length, d_model)."""
+        vectors: Tensor = self.dropout(self.position(self.embedding(tokens), offset))
+        return vectors
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Vectors (..., d_model) to logits (..., vocab_size)."""
+        logits: Tensor = (self.embedding.project if self.output is None else self.output)(hidden)
+        return logits
+
+
+def _check_together(target: Tensor, memory: Tensor, source: Tensor | None) -> None:
+    """Refuse with a ValueError memory of another batch, or of another source."""
+    check_tokens("target", target)
+    shapes = [tuple(x.shape) for x in (target, memory, source) if x is not None]
+    if len({shape[0] for shape in shapes}) > 1 or shapes[-1][1] != shapes[1][1]:
+        raise ValueError(f"target, memory and source do not belong together: {shapes}")
+
+
+class Transformer(_Parts):
     """Token ids in, logits for the next token out (paper, figure 1 and section 3).
 
-    Both embeddings and the map to logits share one matrix (section 3.4). Rows are padded on the
-    right with `config.pad_id`; nothing ever listens to the padding of the source. Every part may be
-    replaced, by assignment or in a subclass: training, decoding and saving call the parts' own
-    methods. `output` is None while the matrix is shared, or a module from d_model to vocab_size.
+    Rows are padded on the right with `config.pad_id`; nothing listens to padding of the source. Any
+    part may be replaced, by assignment or in a subclass: all else calls the parts' own methods.
+    `output` is None while all share one matrix (section 3.4), or maps d_model to vocab_size.
 
     Raises:
         ValueError: in its methods, for what is no batch of ids of the vocabulary, is empty or too
             long, or for memory of another source.
     """
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.config = config
-        c = config
-        self.embedding = TokenEmbedding(c.vocab_size, c.d_model)
-        self.position = SinusoidalPositionalEncoding(c.d_model, c.max_length)
-        self.dropout = nn.Dropout(c.dropout)
-        sizes = (c.d_model, c.num_heads, c.d_ff, c.dropout, c.norm_first, c.attention_dropout)
-        encoder_layers = [EncoderLayer(*sizes) for _ in range(c.num_encoder_layers)]
-        decoder_layers = [DecoderLayer(*sizes) for _ in range(c.num_decoder_layers)]
-        has_norm = c.norm_first if c.final_norm is None else c.final_norm
-        self.encoder = Encoder(encoder_layers, LayerNorm(c.d_model) if has_norm else None)
-        self.decoder = Decoder(decoder_layers, LayerNorm(c.d_model) if has_norm else None)
-        self.output: nn.Module | None = None
-        for stack in (self.encoder, self.decoder):
-            for name, parameter in stack.named_parameters():
-                if parameter.dim() > 1:
-                    # Query, key and value count as one matrix of 3 d_model outputs, as in torch.
-                    of_three = name.split(".")[-2] in _DRAWN_AS_ONE
-                    nn.init.xavier_uniform_(parameter, gain=0.5**0.5 if of_three else 1.0)
-                elif name.endswith("bias"):
-                    nn.init.zeros_(parameter)
-
-    def embed(self, tokens: Tensor, offset: int = 0) -> Tensor:
-        """Ids (batch, length), the first at position `offset`, to vectors (batch, length, d_model)."""
-        embedded: Tensor = self.dropout(self.position(self.embedding(tokens), offset))
-        return embedded
 
     def encode(self, source: Tensor) -> Tensor:
         """Read the source, ids (batch, source), into the memory (batch, source, d_model)."""
@@ -170,36 +193,20 @@ class Transformer(nn.Module):
 
     def decode(
         self,
-        target: Tensor,
-        memory: Tensor,
-        source: Tensor | None,
-        cache: KeyValueCache | None = None,
+        target: Tensor,  # the ids so far, <bos> first, (batch, target); with a cache the new ones
+        memory: Tensor,  # what encode made of the source, (batch, source, d_model)
+        source: Tensor | None,  # its ids: they tell which memory is padding; None if none is
+        cache: KeyValueCache | None = None,  # as in DecoderLayer
         memory_cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Say what follows each target token, as a vector (batch, target, d_model).
-
-        Args:
-            target: the ids so far, <bos> first, shape (batch, target); with a cache the new ones.
-            memory: what encode made of the source, shape (batch, source, d_model).
-            source: its ids, (batch, source): they tell which memory is padding; None if none is.
-            cache, memory_cache: as in DecoderLayer.
-        """
-        check_tokens("target", target)
-        shapes = [tuple(x.shape) for x in (target, memory) + (() if source is None else (source,))]
-        if len({shape[0] for shape in shapes}) > 1 or shapes[-1][1] != shapes[1][1]:
-            raise ValueError(f"target, memory and source do not belong together: {shapes}")
-        # (batch, 1, 1, source)
+        """Say what follows each target token, as a vector (batch, target, d_model)."""
+        _check_together(target, memory, source)
         allowed = None if source is None else padding_mask(source, self.config.pad_id)
         x = self.embed(target, 0 if cache is None else cache.length)  # (batch, target, d_model)
         hidden: Tensor = self.decoder(x, memory, None, allowed, cache, memory_cache)
         if cache is not None:
             cache.length += target.size(1)
         return hidden
-
-    def project(self, hidden: Tensor) -> Tensor:
-        """Map vectors (..., d_model) to logits (..., vocab_size)."""
-        logits: Tensor = (self.embedding.project if self.output is None else self.output)(hidden)
-        return logits
 
     def forward(
         self,
@@ -209,10 +216,9 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Give the logits of what follows each target token, (batch, target, vocab_size).
 
-        Position t has seen the source, ids (batch, source), and of the target, ids (batch, target)
-        with <bos> first, the tokens 0 to t. A `loss` gets this model and the vectors (batch, target,
-        d_model), and what it returns is returned: it may leave out padding, and computes inside
-        whatever wraps the model.
+        Position t has seen the source and the target's tokens 0 to t. A `loss` gets this model and
+        the vectors (batch, target, d_model), and what it returns is returned: it may leave out
+        padding, and computes inside whatever wraps the model.
         """
         hidden = self.decode(target, self.encode(source), source)  # (batch, target, d_model)
         return self.project(hidden) if loss is None else loss(self, hidden)

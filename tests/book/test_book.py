@@ -11,7 +11,7 @@ from tools.clocks import clock_fed
 from tools.notebooks import repository_url, setup_cell, time_line
 
 CHAPTERS = chapters()
-OLD = {12, 13, 14}  # these were written before a chapter had to fit one sitting
+OLD = {14}  # these were written before a chapter had to fit one sitting
 LAST_SECTIONS = ["What goes wrong", "Exercises", "Quiz", "Summary", "The map"]
 MYST = re.compile(r"^\s*(`{3,}|:{3,})\{|\{[a-z:-]+\}`|^\([\w-]+\)=\s*$|^\+\+\+", re.MULTILINE)
 OTHER_PLACES = re.compile(

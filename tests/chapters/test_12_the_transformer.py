@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from transformer_lib.attention import MultiHeadAttention
 from transformer_lib.book.checks.chapter_12 import (
-    check_parameter_formula,
+    check_bert_parameters,
     check_sentence_log_probability,
     check_torch_masks,
 )
@@ -615,47 +615,53 @@ def test_greedy_decoding_may_use_every_position() -> None:
 # The exercises' checks
 
 
-def count(
-    c: TransformerConfig,
-    *,
-    heads: bool = False,
-    twice: bool = False,
-    norms: int = 3,
-    biases: bool = True,
-    square: bool = False,
+def bert(
+    vocab_size: int,
+    num_positions: int,
+    num_segments: int,
+    d_model: int,
+    d_ff: int,
+    num_layers: int,
+    **change: int,
 ) -> int:
-    """The right number of parameters, or a popular wrong one."""
-    d = c.d_model
-    if square:  # d * d and 2 * d taken for each other: the same at d = 2
-        attention = 6 * d * d
-        return count(c) + (2 * c.num_decoder_layers + c.num_encoder_layers) * (
-            attention - 4 * d * d - 4 * d
-        )
-    attention = 4 * d * d + 4 * d * biases + (c.num_heads if heads else 0)
-    feed_forward = 2 * d * c.d_ff + (c.d_ff + d) * biases
-    final = c.norm_first if c.final_norm is None else c.final_norm
-    encoder = c.num_encoder_layers * (attention + feed_forward + 4 * d)
-    decoder = c.num_decoder_layers * (2 * attention + feed_forward + 2 * norms * d)
-    return c.vocab_size * d * (3 if twice else 1) + encoder + decoder + 4 * d * final
+    """The right number of parameters of a BERT, or a popular wrong one."""
+    parts = {"matrices": 1, "biases": 1, "network_biases": 1, "norms": 2, "attentions": 1}
+    parts |= {"norm": 1, "pooler": 1, "pooler_bias": 1, "positions": 1, "segments": 1}
+    parts |= change
+    d = d_model
+    attention = parts["attentions"] * 4 * (d * d + d * parts["biases"])
+    feed_forward = 2 * d * d_ff + (d_ff + d) * parts["biases"] * parts["network_biases"]
+    rows = vocab_size * parts["matrices"] + num_positions * parts["positions"]
+    rows += num_segments * parts["segments"]
+    layers = num_layers * (attention + feed_forward + parts["norms"] * 2 * d)
+    return (
+        rows * d
+        + layers
+        + parts["norm"] * 2 * d
+        + parts["pooler"] * (d * d + d * parts["pooler_bias"])
+    )
 
 
-def test_check_parameter_formula(capsys: pytest.CaptureFixture[str]) -> None:
-    check_parameter_formula(count)
-    check_parameter_formula(lambda config: count_parameters(Transformer(config)))
-    assert capsys.readouterr().out.count("passed") == 2
-    wrong: list[tuple[Callable[[TransformerConfig], int], str]] = [
-        (lambda c: count(c, twice=True), "shared"),
-        (lambda c: count(c, heads=True), "heads split"),
-        (lambda c: count(c, norms=2), "three norms"),
-        (lambda c: count(c, biases=False), "bias"),
-        (lambda c: count(c) + 1, "constant"),
-        (lambda c: count(c, square=True), "one for the other"),
-        (lambda c: count(replace(c, final_norm=False)), "final norms"),
-        (lambda c: count(replace(c, final_norm=bool(c.final_norm))), "norm_first"),
-    ]
-    for attempt, words in wrong:
-        with pytest.raises(AssertionError, match=words):
-            check_parameter_formula(attempt)
+def bert_by_modules(
+    vocab_size: int, num_positions: int, num_segments: int, d_model: int, d_ff: int, num_layers: int
+) -> int:
+    with torch.device("meta"):
+        parts = [nn.Embedding(n, d_model) for n in (vocab_size, num_positions, num_segments)]
+        parts += [nn.LayerNorm(d_model), nn.Linear(d_model, d_model)]
+        parts += [nn.TransformerEncoderLayer(d_model, 1, d_ff) for _ in range(num_layers)]
+    return count_parameters(nn.ModuleList(parts))
+
+
+def bert_by_tables(*sizes: int) -> int:
+    vocab_size, num_positions, num_segments, d, d_ff, num_layers = sizes
+    shapes = [(vocab_size + num_positions + num_segments, d), (2, d), (d + 1, d)]
+    for _ in range(num_layers):
+        shapes += [(d + 1, d)] * 4 + [(d + 1, d_ff), (d_ff + 1, d), (2, d), (2, d)]
+    return sum(rows * columns for rows, columns in shapes)
+
+
+def wrong_bert(**change: int) -> Callable[..., int]:
+    return lambda *sizes: bert(*sizes, **change)
 
 
 def masks(source: Tensor, target: Tensor, pad_id: int) -> dict[str, Tensor]:
@@ -668,42 +674,46 @@ def masks(source: Tensor, target: Tensor, pad_id: int) -> dict[str, Tensor]:
     }
 
 
-def test_check_torch_masks() -> None:
-    check_torch_masks(masks)
-    wrong: list[tuple[Callable[[Tensor, Tensor, int], dict[str, Tensor]], str]] = [
-        (
-            lambda s, t, p: {name: ~mask for name, mask in masks(s, t, p).items()},
-            "True for padding",
-        ),
-        (
-            lambda s, t, p: masks(s, t, p) | {"memory_key_padding_mask": t == p},
-            "memory_key_padding_mask",
-        ),
-        (
-            lambda s, t, p: masks(s, t, p) | {"tgt_mask": ~masks(s, t, p)["tgt_mask"]},
-            "tgt_mask is ours",
-        ),
-        (
-            lambda s, t, p: masks(s, t, p) | {"tgt_mask": masks(s, t, p)["tgt_mask"] | True},
-            "see itself",
-        ),
-        (
-            lambda s, t, p: masks(s, t, p) | {"tgt_mask": masks(s, t, p)["tgt_mask"].T},
-            "upside down",
-        ),
-        (lambda s, t, p: masks(s, t, 0), "pad_id"),
-        (
-            lambda s, t, p: masks(s, t, p) | {"tgt_key_padding_mask": t == 0},
-            "tgt_key_padding_mask: use pad_id",
-        ),
-        (
-            lambda s, t, p: {name: mask.float() for name, mask in masks(s, t, p).items()},
-            "boolean",
-        ),
-    ]
-    for attempt, words in wrong:
-        with pytest.raises(AssertionError, match=words):
-            check_torch_masks(attempt)
+def masks_from_torch(source: Tensor, target: Tensor, pad_id: int) -> dict[str, Tensor]:
+    names = ("src_key_padding_mask", "memory_key_padding_mask", "tgt_key_padding_mask")
+    ids = (source, source, target)
+    found = {name: x.eq(pad_id).clone() for name, x in zip(names, ids, strict=True)}
+    future = nn.Transformer.generate_square_subsequent_mask(target.size(1))
+    return found | {"tgt_mask": future == -torch.inf}
+
+
+def masks_by_loops(source: Tensor, target: Tensor, pad_id: int) -> dict[str, Tensor]:
+    def padding(rows: Tensor) -> Tensor:
+        return torch.tensor([[token == pad_id for token in row] for row in rows.tolist()])
+
+    length = target.size(1)
+    position = torch.arange(length)
+    return {
+        "tgt_mask": position[None, :] > position[:, None],
+        "src_key_padding_mask": padding(source),
+        "memory_key_padding_mask": padding(source),
+        "tgt_key_padding_mask": padding(target),
+    }
+
+
+def other_masks(**change: Callable[[Tensor, Tensor, int], Any]) -> Callable[..., dict[str, Any]]:
+    def attempt(s: Tensor, t: Tensor, p: int) -> dict[str, Any]:
+        return masks(s, t, p) | {name: make(s, t, p) for name, make in change.items()}
+
+    return attempt
+
+
+def square(length: int) -> Tensor:
+    return torch.ones(length, length, dtype=torch.bool)
+
+
+def masks_in_place(source: Tensor, target: Tensor, pad_id: int) -> dict[str, Tensor]:
+    found = masks(source, target, pad_id)
+    source.masked_fill_(source == pad_id, -1)
+    return found
+
+
+Score = Callable[[Transformer, Tensor, list[int]], Any]
 
 
 def score(
@@ -713,25 +723,214 @@ def score(
     *,
     shift: bool = True,
     end: bool = True,
+    over: int = -1,
+    by: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
+    """The right log-probability, or a popular wrong one."""
     wanted = [*sentence, EOS] if end else sentence
     given = [BOS, *wanted[:-1]] if shift else [*wanted]
     if not wanted:
         return torch.zeros(())
-    log_probabilities = model(source, torch.tensor([given])).log_softmax(dim=-1)
-    return log_probabilities[0, torch.arange(len(wanted)), torch.tensor(wanted)].sum()
+    with evaluating(model):
+        logits = model(source, torch.tensor([given]))
+    values = by(logits) if by is not None else logits.log_softmax(dim=over)
+    return values[0, torch.arange(len(wanted)), torch.tensor(wanted)].sum()
 
 
-def test_check_sentence_log_probability() -> None:
-    check_sentence_log_probability(score)
-    wrong: list[tuple[Callable[[Transformer, Tensor, list[int]], Tensor], str]] = [
-        (lambda m, s, y: score(m, s, y, end=False), "must also stop"),
-        (lambda m, s, y: score(m, s, y, end=bool(y)), "empty sentence"),
-        (lambda m, s, y: -score(m, s, y), "the sign"),
-        (lambda m, s, y: score(m, s, y).exp(), "logarithm"),
-        (lambda m, s, y: score(m, s, y, shift=False), "the shift"),
-        (lambda m, s, y: score(m, s, y) / (len(y) + 1), "mean over the tokens"),
-    ]
-    for attempt, words in wrong:
-        with pytest.raises(AssertionError, match=words):
-            check_sentence_log_probability(attempt)
+def score_step_by_step(model: Transformer, source: Tensor, sentence: list[int]) -> Tensor:
+    total, written = torch.zeros(()), [BOS]
+    with evaluating(model):
+        for token in (*sentence, EOS):
+            logits = model(source, torch.tensor([written]))[0, -1]
+            total = total + logits.log_softmax(dim=-1)[token]
+            written.append(token)
+    return total
+
+
+def score_by_cross_entropy(model: Transformer, source: Tensor, sentence: list[int]) -> float:
+    was = model.training
+    model.eval()
+    logits = model(source, torch.tensor([[BOS, *sentence]]))[0]
+    model.train(was)
+    wanted = torch.tensor([*sentence, EOS])
+    return -nn.functional.cross_entropy(logits, wanted, reduction="sum").item()
+
+
+def score_of_what_was_given(model: Transformer, source: Tensor, sentence: list[int]) -> Tensor:
+    given = torch.tensor([BOS, *sentence])
+    with evaluating(model):
+        values = model(source, given[None])[0].log_softmax(dim=-1)
+    return values[torch.arange(len(given)), given].sum()
+
+
+def score_with_dropout(model: Transformer, source: Tensor, sentence: list[int]) -> Tensor:
+    wanted = torch.tensor([*sentence, EOS])
+    values = model(source, torch.tensor([[BOS, *sentence]]))[0].log_softmax(dim=-1)
+    return values[torch.arange(len(wanted)), wanted].sum()
+
+
+def score_and_leave_in_eval(model: Transformer, source: Tensor, sentence: list[int]) -> Tensor:
+    return score(model.eval(), source, sentence)
+
+
+def score_and_append(model: Transformer, source: Tensor, sentence: list[int]) -> Tensor:
+    result = score(model, source, sentence)
+    sentence.append(EOS)
+    return result
+
+
+def score_of_the_last(model: Transformer, source: Tensor, sentence: list[int]) -> Tensor:
+    with evaluating(model):
+        return model(source, torch.tensor([[BOS, *sentence]]))[0, -1].log_softmax(dim=-1)[EOS]
+
+
+def score_of_each(model: Transformer, source: Tensor, sentence: list[int]) -> Tensor:
+    with evaluating(model):
+        values = model(source, torch.tensor([[BOS, *sentence]]))[0].log_softmax(dim=-1)
+    return values.gather(-1, torch.tensor([*sentence, EOS])[:, None])
+
+
+RIGHT: list[tuple[Callable[..., None], Callable[..., Any]]] = [
+    (check_bert_parameters, bert),
+    (check_bert_parameters, bert_by_modules),
+    (check_bert_parameters, bert_by_tables),
+    (check_torch_masks, masks),
+    (check_torch_masks, masks_from_torch),
+    (check_torch_masks, masks_by_loops),
+    (check_sentence_log_probability, score),
+    (check_sentence_log_probability, score_step_by_step),
+    (check_sentence_log_probability, score_by_cross_entropy),
+]
+
+WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
+    (check_bert_parameters, wrong_bert(matrices=2), "no map to logits"),
+    (check_bert_parameters, wrong_bert(positions=0), "learned vector"),
+    (check_bert_parameters, wrong_bert(segments=0), "each segment"),
+    (check_bert_parameters, wrong_bert(attentions=2, norms=3), "decoder layer"),
+    (check_bert_parameters, wrong_bert(biases=0), "have biases"),
+    (check_bert_parameters, wrong_bert(network_biases=0), "two biases"),
+    (check_bert_parameters, wrong_bert(norms=1), "two norms"),
+    (check_bert_parameters, wrong_bert(norms=0), "two norms"),
+    (check_bert_parameters, wrong_bert(norm=0), "norm of the sum"),
+    (check_bert_parameters, wrong_bert(pooler=0), "pooler is missing"),
+    (check_bert_parameters, wrong_bert(pooler_bias=0), "pooler's bias"),
+    (check_bert_parameters, wrong_bert(pooler=0, norm=0), "norm of the sum and the pooler"),
+    (check_bert_parameters, wrong_bert(norm=2), "one norm too many"),
+    (
+        check_bert_parameters,
+        lambda *s: bert(*s[:4], 4 * s[3], s[5]),
+        "does not depend on d_ff",
+    ),
+    (check_bert_parameters, lambda *s: 109_482_240, "each token"),
+    (check_bert_parameters, lambda *s: bert(*s) / 1, "float"),
+    (check_bert_parameters, lambda *s: bert(*s) + 4 * (s[3] - 6), "grow with d_model"),
+    (check_torch_masks, lambda *x: {k: ~v for k, v in masks(*x).items()}, "True for padding"),
+    (check_torch_masks, other_masks(memory_key_padding_mask=lambda s, t, p: t == p), "memory"),
+    (
+        check_torch_masks,
+        other_masks(tgt_mask=lambda s, t, p: ~square(t.size(1)).triu(1)),
+        "tgt_mask is ours",
+    ),
+    (
+        check_torch_masks,
+        other_masks(tgt_mask=lambda s, t, p: square(t.size(1)).triu(0)),
+        "see itself",
+    ),
+    (
+        check_torch_masks,
+        other_masks(tgt_mask=lambda s, t, p: square(t.size(1)).tril(-1)),
+        "upside down",
+    ),
+    (
+        check_torch_masks,
+        other_masks(tgt_mask=lambda s, t, p: square(t.size(1)).triu(2)),
+        "forbid the keys after",
+    ),
+    (
+        check_torch_masks,
+        other_masks(tgt_mask=lambda s, t, p: square(s.size(1)).triu(1)),
+        "source's length",
+    ),
+    (
+        check_torch_masks,
+        other_masks(tgt_mask=lambda s, t, p: square(t.size(1)).triu(1).expand(len(t), -1, -1)),
+        "one for all sentences",
+    ),
+    (
+        check_torch_masks,
+        other_masks(
+            tgt_mask=lambda s, t, p: nn.Transformer.generate_square_subsequent_mask(t.size(1))
+        ),
+        "boolean",
+    ),
+    (check_torch_masks, lambda s, t, p: masks(s, t, 0), "pad_id"),
+    (
+        check_torch_masks,
+        other_masks(tgt_key_padding_mask=lambda s, t, p: t == 0),
+        "tgt_key_padding_mask: use pad_id",
+    ),
+    (check_torch_masks, other_masks(tgt_key_padding_mask=lambda s, t, p: t <= BOS), "nowhere else"),
+    (check_torch_masks, lambda *x: {k: v.float() for k, v in masks(*x).items()}, "boolean"),
+    (check_torch_masks, lambda *x: {k: v for k, v in masks(*x).items() if k != "tgt_mask"}, "keys"),
+    (check_torch_masks, lambda *x: tuple(masks(*x).values()), "dictionary"),
+    (check_torch_masks, masks_in_place, "in place"),
+    (
+        check_torch_masks,
+        other_masks(src_key_padding_mask=lambda s, t, p: (s == p)[:, None, None]),
+        "shape",
+    ),
+    (check_sentence_log_probability, lambda m, s, y: score(m, s, y, end=False), "must also stop"),
+    (check_sentence_log_probability, lambda m, s, y: score(m, s, y, end=bool(y)), "empty sentence"),
+    (check_sentence_log_probability, lambda m, s, y: -score(m, s, y), "the sign"),
+    (check_sentence_log_probability, lambda m, s, y: score(m, s, y).exp(), "logarithm"),
+    (
+        check_sentence_log_probability,
+        lambda m, s, y: score(m, s, y, shift=False),
+        "the answer itself",
+    ),
+    (
+        check_sentence_log_probability,
+        lambda m, s, y: score(m, s, y) / (len(y) + 1),
+        "mean over the tokens",
+    ),
+    (
+        check_sentence_log_probability,
+        lambda m, s, y: score(m, s, y, by=lambda x: x),
+        "softmax is missing",
+    ),
+    (
+        check_sentence_log_probability,
+        lambda m, s, y: score(m, s, y, by=lambda x: x.softmax(dim=-1)),
+        "probabilities added up",
+    ),
+    (
+        check_sentence_log_probability,
+        lambda m, s, y: score(m, s, y, by=lambda x: x.softmax(dim=-1).log_softmax(dim=-1)),
+        "applied twice",
+    ),
+    (check_sentence_log_probability, lambda m, s, y: score(m, s, y, over=1), "over the positions"),
+    (check_sentence_log_probability, score_of_what_was_given, "token it was given"),
+    (check_sentence_log_probability, score_with_dropout, "dropout"),
+    (check_sentence_log_probability, score_and_leave_in_eval, "comes back in eval mode"),
+    (check_sentence_log_probability, score_and_append, "changes the list"),
+    (check_sentence_log_probability, score_of_the_last, "every token counts"),
+    (check_sentence_log_probability, score_of_each, "one number"),
+]
+
+
+@pytest.mark.parametrize(("check", "answer"), RIGHT, ids=[r[1].__name__ for r in RIGHT])
+def test_checks_accept_the_right_answer(
+    check: Callable[..., None],
+    answer: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    check(answer)
+    assert "every check passed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("check", "answer", "message"), WRONG)
+def test_checks_reject_likely_mistakes(
+    check: Callable[..., None], answer: Callable[..., Any], message: str
+) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check(answer)

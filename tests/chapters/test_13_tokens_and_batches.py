@@ -1,5 +1,6 @@
 """Chapter 13: the tokenizer, the files of pairs, and batches by token count."""
 
+import codecs
 import gzip
 import re
 import unicodedata
@@ -13,14 +14,15 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel
 from torch import Tensor
 
 from transformer_lib import pairs
 from transformer_lib.book.checks.chapter_13 import (
     check_groups,
-    check_merge,
     check_padding_share,
-    check_reads_and_says,
+    check_shown_at_once,
+    check_token_bytes,
 )
 from transformer_lib.pairs import (
     Batch,
@@ -341,59 +343,92 @@ def test_what_does_not_fit_is_an_error() -> None:
         token_batches([], 4, seed=0)
 
 
-# The exercises' checks reject the likely mistakes -------------------------------------------------
+# The exercises' checks ----------------------------------------------------------------------------
+
+SHOWN = [*range(33, 127), *range(161, 173), *range(174, 256)]
+OTHERS = [byte for byte in range(256) if byte not in SHOWN]
 
 
-def merge_pairs_wrongly(pieces: list[str], pair: tuple[str, str]) -> list[str]:
-    # the second piece is left in the list
-    neighbors = zip(pieces, [*pieces[1:], ""], strict=True)
-    return [first + second if (first, second) == pair else first for first, second in neighbors]
+def token_bytes(token: str, others: list[int] = OTHERS, first: int = 256) -> bytes:
+    table = {byte: byte for byte in SHOWN}
+    table |= {first + number: byte for number, byte in enumerate(others)}
+    return bytes(table[ord(character)] for character in token)
 
 
-def merge_spelled_text(pieces: list[str], pair: tuple[str, str]) -> list[str]:
-    return " ".join(pieces).replace(" ".join(pair), "".join(pair)).split(" ")
+def token_bytes_by_arithmetic(token: str) -> bytes:
+    found = bytearray()
+    for number in map(ord, token):
+        if number >= 323:
+            number = 173
+        elif number >= 289:
+            number += 127 - 289
+        elif number >= 256:
+            number -= 256
+        found.append(number)
+    return bytes(found)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        (merge_pairs_wrongly, "missed"),
-        (lambda pieces, pair: ["".join(pieces)], "change"),
-        (merge_spelled_text, "xa is not a"),
-    ],
-)
-def test_check_merge_rejects(wrong: Callable[..., list[str]], message: str) -> None:
-    with pytest.raises(AssertionError, match=message):
-        check_merge(wrong)
+def token_bytes_by_counting(token: str) -> bytes:
+    found, others = {}, 0
+    for byte in range(256):
+        if 32 < byte < 127 or 160 < byte < 173 or byte > 173:
+            found[chr(byte)] = byte
+        else:
+            found[chr(256 + others)] = byte
+            others += 1
+    return b"".join(found[character].to_bytes() for character in token)
 
 
-def eos_after_padding(targets: list[list[int]]) -> tuple[Tensor, Tensor]:
-    width = max(map(len, targets))
-    padded = torch.tensor([target + [0] * (width - len(target)) for target in targets])
-    column = torch.ones(len(targets), 1, dtype=torch.long)
-    return torch.cat([column, padded], 1), torch.cat([padded, 2 * column], 1)
+def shown_at_once(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    shown: list[str] = []
+    for end in range(1, len(ids) + 1):
+        whole = tokenizer.decode(ids[:end]).rstrip("\N{REPLACEMENT CHARACTER}")
+        shown.append(whole[len("".join(shown)) :])
+    return shown
 
 
-def last_column_cut_off(targets: list[list[int]]) -> tuple[Tensor, Tensor]:
-    rows_of_ids = [torch.tensor([1, *target, 2]) for target in targets]
-    full = torch.nn.utils.rnn.pad_sequence(rows_of_ids, batch_first=True)
-    return full[:, :-1], full[:, 1:]
+def shown_by_bytes(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    return [decoder.decode(token_bytes(tokenizer.id_to_token(i))) for i in ids]
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        (eos_after_padding, "other way round"),
-        (last_column_cut_off, "still reads <eos>"),
-        (lambda targets: tuple(reversed(eos_after_padding(targets))), "swapped"),
-        (lambda targets: (torch.tensor(targets), torch.tensor(targets)), "shape"),
-    ],
-)
-def test_check_reads_and_says_rejects(
-    wrong: Callable[..., tuple[Tensor, Tensor]], message: str
-) -> None:
-    with pytest.raises(AssertionError, match=message):
-        check_reads_and_says(wrong)
+def shown_when_all_is_whole(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    shown, waiting = [], []
+    for i in ids:
+        waiting.append(i)
+        text = tokenizer.decode(waiting)
+        if "\N{REPLACEMENT CHARACTER}" in text:
+            shown.append("")
+        else:
+            shown.append(text)
+            waiting = []
+    return shown
+
+
+def shown_and_emptied(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    shown = shown_at_once(tokenizer, ids)
+    ids.clear()
+    return shown
+
+
+def shown_without_what_waits(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    parts = [tokenizer.decode([i]) for i in ids]
+    return ["" if "\N{REPLACEMENT CHARACTER}" in part else part for part in parts]
+
+
+def padding(lengths: list[int], size: int) -> float:
+    groups = [lengths[start : start + size] for start in range(0, len(lengths), size)]
+    return 1 - sum(lengths) / sum(len(group) * max(group) for group in groups)
+
+
+def padding_counted(lengths: list[int], size: int) -> float:
+    pads = positions = 0
+    for start in range(0, len(lengths), size):
+        widest = max(lengths[start : start + size])
+        for length in lengths[start : start + size]:
+            pads += widest - length
+            positions += widest
+    return pads / positions
 
 
 def average_of_shares(lengths: list[int], size: int) -> float:
@@ -406,65 +441,178 @@ def last_batch_full(lengths: list[int], size: int) -> float:
     return 1 - sum(lengths) / sum(size * max(group) for group in groups)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        (average_of_shares, "average"),
-        (last_batch_full, "last batch"),
-        (lambda lengths, size: 1.0, "no padding"),
-    ],
-)
-def test_check_padding_share_rejects(wrong: Callable[..., float], message: str) -> None:
-    with pytest.raises(AssertionError, match=message):
-        check_padding_share(wrong)
+def without_the_last(lengths: list[int], size: int) -> float:
+    whole = len(lengths) // size * size or len(lengths)
+    return padding(lengths[:whole], size)
 
 
-def groups_by(
-    order: Callable[[list[int]], list[int]], count_padding: bool, keep_last: bool
-) -> Callable[..., object]:
-    def attempt(lengths: list[int], max_tokens: int) -> list[list[int]]:
-        if max(lengths) > max_tokens:
-            raise ValueError("too long")
-        groups: list[list[int]] = []
-        group: list[int] = []
-        for index in order(lengths):
-            new = [lengths[i] for i in [*group, index]]
-            if (len(new) * max(new) if count_padding else sum(new)) > max_tokens:
-                groups.append(group)
-                group = []
-            group.append(index)
-        return [*groups, group] if keep_last else groups
+def sorts_in_place(lengths: list[int], size: int) -> float:
+    lengths.sort()
+    return padding(lengths, size)
 
-    return attempt
+
+def as_wide_as_the_longest(lengths: list[int], size: int) -> float:
+    return 1 - sum(lengths) / (len(lengths) * max(lengths))
 
 
 def by_length(lengths: list[int]) -> list[int]:
     return sorted(range(len(lengths)), key=lengths.__getitem__)
 
 
-def test_check_groups_rejects(capsys: pytest.CaptureFixture[str]) -> None:
-    check_groups(groups_by(by_length, count_padding=True, keep_last=True))
+def groups_by(
+    order: Callable[[list[int]], list[int]] = by_length,
+    *,
+    count_padding: bool = True,
+    keep_last: bool = True,
+    first_adds: bool = False,
+    refuses: bool = True,
+    loses: bool = False,
+) -> Callable[..., list[list[int]]]:
+    def attempt(lengths: list[int], max_tokens: int) -> list[list[int]]:
+        if max(lengths) > max_tokens and refuses:
+            raise ValueError("too long")
+        groups: list[list[int]] = []
+        group: list[int] = []
+        for index in order(lengths):
+            new = [lengths[i] for i in ([*group] if first_adds else [*group, index])]
+            if group and (len(new) * max(new) if count_padding else sum(new)) > max_tokens:
+                groups.append(group)
+                group = []
+                if loses:
+                    continue
+            group.append(index)
+        return [*groups, group] if keep_last else groups
+
+    return attempt
+
+
+def groups_from_the_longest(lengths: list[int], max_tokens: int) -> list[list[int]]:
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if lengths[index] > max_tokens:
+            raise ValueError(f"{lengths[index]} is more than {max_tokens}")
+        if not groups or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > max_tokens:
+            groups.append([])
+        groups[-1].append(index)
+    return groups
+
+
+def groups_sorted_in_place(lengths: list[int], max_tokens: int) -> list[list[int]]:
+    lengths.sort()
+    return groups_by(lambda n: list(range(len(n))))(lengths, max_tokens)
+
+
+def groups_of_equal_lengths(lengths: list[int], max_tokens: int) -> list[list[int]]:
+    groups = []
+    for length in sorted(set(lengths)):
+        room = max_tokens // length
+        if not room:
+            raise ValueError(length)
+        same = [i for i, n in enumerate(lengths) if n == length]
+        groups += [same[start : start + room] for start in range(0, len(same), room)]
+    return groups
+
+
+def groups_of_lengths(lengths: list[int], max_tokens: int) -> list[list[int]]:
+    return [[lengths[i] for i in group] for group in groups_by()(lengths, max_tokens)]
+
+
+def groups_with_an_empty_one(lengths: list[int], max_tokens: int) -> list[list[int]]:
+    return [[], *groups_by()(lengths, max_tokens)]
+
+
+RIGHT: list[tuple[Callable[..., None], Callable[..., Any]]] = [
+    (check_token_bytes, token_bytes),
+    (check_token_bytes, token_bytes_by_arithmetic),
+    (check_token_bytes, token_bytes_by_counting),
+    (check_shown_at_once, shown_at_once),
+    (check_shown_at_once, shown_by_bytes),
+    (check_padding_share, padding),
+    (check_padding_share, padding_counted),
+    (check_groups, groups_by()),
+    (check_groups, groups_from_the_longest),
+]
+
+WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
+    (check_token_bytes, lambda t: t.encode(), "UTF-8 of the token"),
+    (check_token_bytes, lambda t: t.replace("Ġ", " ").encode(), "UTF-8 of the token"),
+    (check_token_bytes, lambda t: t.replace("Ġ", " ").encode("latin-1", "replace"), "0 to 32"),
+    (check_token_bytes, lambda t: bytes(ord(c) % 256 for c in t), "counted through"),
+    (check_token_bytes, lambda t: t.replace("Ġ", " "), "return bytes"),
+    (check_token_bytes, lambda t: list(token_bytes(t)), "return bytes"),
+    (check_token_bytes, lambda t: ByteLevel().decode([t]).encode(), "half a character"),
+    (
+        check_token_bytes,
+        lambda t: token_bytes(t, [b for b in OTHERS if b != 173]),
+        "raised KeyError",
+    ),
+    (check_token_bytes, lambda t: token_bytes(t, OTHERS, 257), "raised KeyError|byte 32"),
+    (check_token_bytes, lambda t: token_bytes(t[:1]), "letters"),
+    (check_shown_at_once, lambda t, ids: [t.decode([i]) for i in ids], "replacement mark"),
+    (check_shown_at_once, lambda t, ids: [s for s in shown_at_once(t, ids) if s], "unfinished"),
+    (check_shown_at_once, shown_without_what_waits, "never shown"),
+    (check_shown_at_once, shown_when_all_is_whole, "shown at once"),
+    (
+        check_shown_at_once,
+        lambda t, ids: [*[""] * (len(ids) - 1), t.decode(ids)][-len(ids) :],
+        "shows",
+    ),
+    (
+        check_shown_at_once,
+        lambda t, ids: [t.decode(ids[: k + 1]).rstrip("\ufffd") for k in range(len(ids))],
+        "twice",
+    ),
+    (
+        check_shown_at_once,
+        lambda t, ids: [s.strip() for s in shown_at_once(t, ids)],
+        "space is lost",
+    ),
+    (check_shown_at_once, shown_and_emptied, "in place"),
+    (check_shown_at_once, lambda t, ids: t.decode(ids), "list of strings"),
+    (check_padding_share, average_of_shares, "average"),
+    (check_padding_share, last_batch_full, "last batch"),
+    (check_padding_share, without_the_last, "left out|last batch"),
+    (check_padding_share, lambda n, size: padding(sorted(n), size), "do not sort"),
+    (check_padding_share, sorts_in_place, "in place"),
+    (check_padding_share, as_wide_as_the_longest, "as wide as its own"),
+    (check_padding_share, lambda n, size: 1 - padding(n, size), "real tokens"),
+    (
+        check_padding_share,
+        lambda n, size: padding(n, size) / (1 - padding(n, size)),
+        "all positions",
+    ),
+    (check_padding_share, lambda n, size: 1.0, "2 of 6"),
+    (check_groups, groups_by(count_padding=False), "only real tokens"),
+    (check_groups, groups_by(keep_last=False), "last group"),
+    (check_groups, groups_by(loses=True), "did not fit"),
+    (check_groups, groups_by(first_adds=True), "before you add"),
+    (check_groups, groups_by(refuses=False), "raise a ValueError"),
+    (check_groups, groups_by(lambda n: list(range(len(n)))), "similar lengths"),
+    (check_groups, groups_sorted_in_place, "in place"),
+    (check_groups, groups_of_equal_lengths, "filled up"),
+    (check_groups, lambda n, limit: [[i] for i in range(len(n))], "filled up"),
+    (check_groups, groups_of_lengths, "not their lengths"),
+    (check_groups, groups_with_an_empty_one, "empty group"),
+    (check_groups, lambda n, limit: [*groups_by()(n, limit), [0]], "two groups"),
+]
+
+
+@pytest.mark.parametrize(("check", "answer"), RIGHT)
+def test_checks_accept_the_right_answer(
+    check: Callable[..., None],
+    answer: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    check(answer)
     assert "every check passed" in capsys.readouterr().out
-    for wrong, message in (
-        (groups_by(by_length, count_padding=False, keep_last=True), "only real tokens"),
-        (groups_by(by_length, count_padding=True, keep_last=False), "last group|no group"),
-        (
-            groups_by(lambda n: list(range(len(n))), count_padding=True, keep_last=True),
-            "similar lengths",
-        ),
-        (lambda lengths, max_tokens: [[index] for index in range(len(lengths))], "filled up"),
-        (
-            lambda lengths, max_tokens: [
-                [lengths[index] for index in group]
-                for group in groups_by(by_length, count_padding=True, keep_last=True)(
-                    lengths, max_tokens
-                )
-            ],
-            "not their lengths",
-        ),
-    ):
-        with pytest.raises(AssertionError, match=message):
-            check_groups(wrong)
+
+
+@pytest.mark.parametrize(("check", "answer", "message"), WRONG)
+def test_checks_reject_likely_mistakes(
+    check: Callable[..., None], answer: Callable[..., Any], message: str
+) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check(answer)
 
 
 # Keeping a tokenizer ------------------------------------------------------------------------------
