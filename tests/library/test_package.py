@@ -43,7 +43,7 @@ def test_metadata_names_both_licenses_and_only_tested_dependencies() -> None:
     names = {requirement.partition(">=")[0] for requirement in project["dependencies"]}
     assert names == {"torch", "numpy", "matplotlib", "tokenizers", "safetensors", "tqdm"}
     pinned = dict(
-        line.split("==")
+        line.split("==", 1)
         for line in (ROOT / "requirements.txt").read_text().splitlines()
         if "==" in line
     )
