@@ -8,7 +8,17 @@ Interrupted, it goes on where it stopped. One thread. Writes transformer_lib/boo
 import torch
 
 from experiments.resumable import Results
-from transformer_lib.book.scaling import FOURTH, HELD_OUT, LENGTH, PEAK, ROWS, SEEDS, STEPS, WIDTHS, run
+from transformer_lib.book.scaling import (
+    FOURTH,
+    HELD_OUT,
+    LENGTH,
+    PEAK,
+    ROWS,
+    SEEDS,
+    STEPS,
+    WIDTHS,
+    run,
+)
 
 
 def main() -> None:

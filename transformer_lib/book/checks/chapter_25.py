@@ -30,12 +30,12 @@ def check_ring(attempt: Callable[[list[Tensor]], tuple[list[Tensor], int]]) -> N
             assert ranks == 1 or not torch.allclose(vector, total / ranks), (
                 f"rank {rank} of {ranks} holds the mean, the sum is wanted"
             )
+            assert not (vector > total).any(), (
+                f"rank {rank} of {ranks} holds more than the sum: something was added twice; copy what is sent before anybody adds, and replace, not add, in the second half"
+            )
             right = vector == total  # (length,)
             assert not 0 < int(right.sum()) <= length // ranks, (
                 f"rank {rank} of {ranks} holds the sum of one piece only: the second half, which hands the sums around, is missing"
-            )
-            assert not (vector > total).any(), (
-                f"rank {rank} of {ranks} holds more than the sum: something was added twice; copy what is sent before anybody adds, and replace, not add, in the second half"
             )
             assert right.all(), (
                 f"rank {rank} of {ranks} should hold {total.tolist()}, got {vector.tolist()}"
@@ -68,7 +68,9 @@ def check_best_split(
         (20.0, 0.3, 90.0, 0.6, 1e15),
     ):
         answer = on_copies(attempt, a, alpha, b, beta, flops)
-        assert isinstance(answer, tuple | list) and len(answer) == 2, f"return N and D, got {answer!r}"
+        assert isinstance(answer, tuple | list) and len(answer) == 2, (
+            f"return N and D, got {answer!r}"
+        )
         n, d = map(float, answer)
         assert n > 0 and d > 0, f"N and D should be positive, got {n} and {d}"
         spent = 6 * n * d / flops
