@@ -94,8 +94,7 @@ def share(loss: Loss = translation_loss) -> Loss:
         rows = rows if some else _cut(batch, slice(0, 1))  # to take part, with zero
         if not torch.is_grad_enabled():  # evaluation: everybody learns the sum
             total, count = loss(model, rows, label_smoothing)
-            total, count = (x * some for x in (total, count))
-            found = over_ranks(total.item(), count)
+            found = over_ranks(total.item() * some, count * some)
             return total.new_tensor(found[0]), int(found[1])
         seed = int(torch.randint(2**62, ()))  # the same in all
         with torch.random.fork_rng():

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+_BEGIN = "from __future__ import annotations\n\n\n"  # types need no imports
 _CALL = """
 
 if __name__ == "__main__":
@@ -50,7 +51,7 @@ def torchrun(
         environment["GLOO_SOCKET_IFNAME"] = "lo"
     with TemporaryDirectory() as folder:
         script = Path(folder, f"{name}.py")
-        script.write_text(source + _CALL.replace("{name}", name), encoding="utf-8")
+        script.write_text(_BEGIN + source + _CALL.replace("{name}", name), encoding="utf-8")
         words = ["--standalone", f"--nproc-per-node={processes}"]
         words += [f"--max-restarts={max_restarts}"] if max_restarts else []
         print("$ torchrun", *words, script.name, flush=True)

@@ -54,7 +54,7 @@ def check_ring(attempt: Callable[[list[Tensor]], tuple[list[Tensor], int]]) -> N
 
 
 def _loss(a: float, alpha: float, b: float, beta: float, n: float, d: float) -> float:
-    return a / n**alpha + b / d**beta
+    return float(a / n**alpha + b / d**beta)
 
 
 @diagnostic("Exercise 25.4")
