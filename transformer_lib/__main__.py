@@ -191,10 +191,7 @@ def _train(options: argparse.Namespace) -> int:
     if options.output is None:
         raise ValueError("train needs an --output")
     folder = Path(options.output)
-    # Processes that torchrun has started anew go on from what there is.
-    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    resume = options.resume or (again and (folder / "checkpoint.safetensors").exists())
-    with joined(_device(options.device)) as device, _reserved(folder, resume) as checkpoint:
+    with joined(_device(options.device)) as device, _reserved(folder, options.resume) as checkpoint:
         first = place()[0] == 0
         files = {"train": options.pairs, "validation": options.validation}
         if options.pairs and not options.validation:
@@ -239,7 +236,7 @@ def _train(options: argparse.Namespace) -> int:
 
         if first:
             (folder / "log.jsonl").unlink(missing_ok=True)
-        earlier = read_tensors(checkpoint)[1].get("notes", {}) if resume else {}
+        earlier = read_tensors(checkpoint)[1].get("notes", {}) if options.resume else {}
         for report in earlier.get("reports", []):  # those after the last save come again
             keep(Progress(**report))
         stream = endless_batches(examples["train"], options.max_tokens, options.seed)

@@ -218,8 +218,8 @@ def test_graphics_cards_have_the_gradient_of_one() -> None:
     expect_one_gradient(answers)
 
 
-def lives(folder: str) -> Any:
-    """Rank 1 dies in its first life; then what was resumed, and the same never interrupted."""
+def lives(folder: str, life: int) -> Any:
+    """Rank 1 dies in its first life; in the second: what was resumed, and the same never interrupted."""
     import os
     import signal
 
@@ -227,8 +227,6 @@ def lives(folder: str) -> Any:
 
     from transformer_lib.parallel import data_parallel, joined, place, share
     from transformer_lib.training import train
-
-    life = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 
     def die(progress):
         if life == 0 and place()[0] == 1 and progress.step == 8:
@@ -263,7 +261,6 @@ def lives(folder: str) -> Any:
             **how,
         )
     return {
-        "life": life,
         "same": torch.equal(*ends),
         "steps": len(taken),
         "taken over": [x for row in taken_over for x in row],
@@ -288,9 +285,11 @@ def test_a_killed_worker_loses_nothing_and_the_number_of_processes_may_change(
         return model
 
     alone(6, "one")
-    answers = torchrun(lives, 2, uses=[toy, recipe], max_restarts=1, folder=str(tmp_path))
+    what: Any = {"uses": [toy, recipe], "folder": str(tmp_path)}
+    assert torchrun(lives, 2, **what, life=0, may_fail=True)[1] is None, "it was killed"
+    assert read_tensors(tmp_path / "killed")[1]["notes"]["step"] == 6
+    answers = torchrun(lives, 2, **what, life=1)
     for found in answers:
-        assert found["life"] == 1, "torchrun started both anew"
         assert found["same"], "killed and resumed, or not: the same bits, dropout included"
         assert found["steps"] == 12
     whole = numbers(alone(12, None))

@@ -25,7 +25,6 @@ def torchrun(
     processes: int,
     *,
     uses: Sequence[Callable[..., Any]] = (),
-    max_restarts: int = 0,
     may_fail: bool = False,
     **arguments: Any,
 ) -> list[Any]:
@@ -38,7 +37,6 @@ def torchrun(
             brings its own imports.
         processes: how many.
         uses: other functions that it calls, whose source goes along.
-        max_restarts: how often all processes are started again when one dies.
         may_fail: leave it to the caller to find out that processes died.
 
     Raises:
