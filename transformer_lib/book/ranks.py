@@ -51,7 +51,6 @@ def torchrun(
         script = Path(folder, f"{name}.py")
         script.write_text(_BEGIN + source + _CALL.replace("{name}", name), encoding="utf-8")
         words = ["--standalone", f"--nproc-per-node={processes}"]
-        words += [f"--max-restarts={max_restarts}"] if max_restarts else []
         print("$ torchrun", *words, script.name, flush=True)
         here = ["--local-addr=127.0.0.1", "--monitor-interval=0.2"]
         command = [sys.executable, "-m", "torch.distributed.run", *words, *here, str(script)]
