@@ -244,8 +244,8 @@ def _train(options: argparse.Namespace) -> int:
         try:
             total, hidden = settings.steps * settings.accumulate, None if first else True
             with tqdm(stream, total=total, disable=hidden) as counted:
-                whole, loss = data_parallel(model), share()
-                train(whole, counted, loss, settings=settings, checkpoint=checkpoint, **how)
+                how |= {"loss": share(), "settings": settings, "checkpoint": checkpoint}
+                train(data_parallel(model), counted, **how)
         except KeyboardInterrupt:
             said = "--resume goes on" if checkpoint.exists() else "nothing was saved yet"
             raise KeyboardInterrupt(said) from None
