@@ -33,6 +33,7 @@ from transformer_lib.pairs import (
     read_pairs,
     token_batches,
 )
+from transformer_lib.parallel import data_parallel, joined, place, share
 from transformer_lib.tokenizer import encode_texts, load_tokenizer, train_tokenizer
 from transformer_lib.training import Progress, TrainingSettings, train
 from transformer_lib.transformer import Transformer, TransformerConfig, count_parameters
@@ -171,6 +172,9 @@ def _device(name: str) -> torch.device:
 @contextmanager
 def _reserved(folder: Path, resume: bool) -> Iterator[Path]:
     """A folder that no other training writes to meanwhile; one that stays empty goes again."""
+    if place()[0]:  # of several processes the first sees to it
+        yield folder / "checkpoint.safetensors"
+        return
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     checkpoint, weights = folder / "checkpoint.safetensors", folder / "weights.safetensors"
     try:
@@ -196,8 +200,9 @@ def _train(options: argparse.Namespace) -> int:
     check_numbers(int, 0, seed=options.seed, bleu_sentences=options.bleu_sentences)
     if options.output is None:
         raise ValueError("train needs an --output")
-    device, folder = _device(options.device), Path(options.output)
-    with _reserved(folder, options.resume) as checkpoint:
+    folder = Path(options.output)
+    with joined(_device(options.device)) as device, _reserved(folder, options.resume) as checkpoint:
+        first = place()[0] == 0
         files = {"train": options.pairs, "validation": options.validation}
         if options.pairs and not options.validation:
             del files["validation"]  # the shipped pairs are another's
@@ -229,6 +234,8 @@ def _train(options: argparse.Namespace) -> int:
             return bleu(found, [pair.target for pair in scored]).score
 
         def keep(report: Progress) -> None:
+            if not first:
+                return
             said = f"step {report.step:6d}  train {report.train_loss:.3f}"
             said += f"  validation {report.validation_loss:.3f}" if batches else ""
             tqdm.write(said + (f"  BLEU {report.score:.2f}" if scored else ""), file=sys.stderr)
@@ -237,20 +244,24 @@ def _train(options: argparse.Namespace) -> int:
             with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
                 print(json.dumps(plain), file=log)
 
-        (folder / "log.jsonl").unlink(missing_ok=True)
+        if first:
+            (folder / "log.jsonl").unlink(missing_ok=True)
         earlier = read_tensors(checkpoint)[1].get("notes", {}) if options.resume else {}
         for report in earlier.get("reports", []):  # those after the last save come again
             keep(Progress(**report))
         stream = endless_batches(examples["train"], options.max_tokens, options.seed)
         how: Any = {"validation": batches, "on_report": keep, "score": score if scored else None}
         try:
-            with tqdm(stream, total=settings.steps * settings.accumulate, disable=None) as counted:
-                train(model, counted, settings=settings, checkpoint=checkpoint, **how)
+            total, hidden = settings.steps * settings.accumulate, None if first else True
+            with tqdm(stream, total=total, disable=hidden) as counted:
+                how |= {"loss": share(), "settings": settings, "checkpoint": checkpoint}
+                train(data_parallel(model), counted, **how)
         except KeyboardInterrupt:
             said = "--resume goes on" if checkpoint.exists() else "nothing was saved yet"
             raise KeyboardInterrupt(said) from None
-        translator.save(folder)
-    print(f"{count_parameters(model):,} parameters are in {folder}", file=sys.stderr)
+        if first:
+            translator.save(folder)
+            print(f"{count_parameters(model):,} parameters are in {folder}", file=sys.stderr)
     return 0
 
 
