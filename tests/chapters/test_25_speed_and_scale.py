@@ -1,11 +1,266 @@
 """Chapter 25: the fast versions of loss, dropout and attention, and the exercises."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
+from transformer_lib.attention import attention_weights, scaled_dot_product_attention
 from transformer_lib.book.checks import chapter_25
+from transformer_lib.layers import Dropout, ResidualConnection
+from transformer_lib.pairs import Batch, make_batch
+from transformer_lib.training import cross_entropy_sum, translation_loss
+from transformer_lib.transformer import Transformer, TransformerConfig
+
+EOS = 2
+CONFIG = TransformerConfig(
+    11, d_model=16, num_heads=2, d_ff=24, num_encoder_layers=1, num_decoder_layers=1
+)
+
+
+@pytest.fixture
+def model() -> Transformer:
+    return Transformer(CONFIG).eval()
+
+
+def batch_of(*lengths: int) -> Batch:
+    rows = [torch.randint(3, 11, (length,)).tolist() for length in lengths]
+    return make_batch([([*row, EOS], row[::-1]) for row in rows])
+
+
+def gradients(loss: Tensor, model: nn.Module) -> list[Tensor | None]:
+    inputs = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return list(torch.autograd.grad(loss, inputs, allow_unused=True))
+
+
+# --- the loss in pieces
+
+
+def test_no_more_than_512_logits_are_made_at_once(model: Transformer) -> None:
+    rows: list[int] = []
+    project = model.project
+
+    def listening(hidden: Tensor) -> Tensor:
+        rows.append(len(hidden))
+        return project(hidden)
+
+    model.project = listening  # type: ignore[method-assign]
+    cross_entropy_sum(model, torch.randn(1100, 16), torch.randint(0, 11, (1100,)))
+    assert rows == [512, 512, 76]
+
+
+class SumOfTwo(nn.Module):
+    """An output map of two matrices: autograd hands both the same gradient tensor."""
+
+    def __init__(self, d_model: int, vocab_size: int) -> None:
+        super().__init__()
+        self.one, self.two = (nn.Parameter(torch.randn(vocab_size, d_model)) for _ in range(2))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.one + self.two)
+
+
+OUTPUTS: dict[str, Callable[[], nn.Module | None]] = {
+    "shared": lambda: None,
+    "own, with bias": lambda: nn.Linear(16, 11),
+    "two layers": lambda: nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 11)),
+    "sum of two": lambda: SumOfTwo(16, 11),
+}
+
+
+def both_losses(model: Transformer, hidden: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """In pieces, and by plain autograd."""
+    targets = torch.randint(0, 11, (len(hidden),))
+    logits = model.project(hidden)
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    plain = F.cross_entropy(logits.to(exact), targets, reduction="sum", label_smoothing=smoothing)
+    return cross_entropy_sum(model, hidden, targets, smoothing), plain
+
+
+@pytest.mark.parametrize("frozen", ["nothing", "output map", "all"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_the_gradient_in_pieces_is_plain_autograds(
+    model: Transformer, output: str, smoothing: float, frozen: str
+) -> None:
+    model.output = OUTPUTS[output]()
+    model.double()
+    if frozen == "all":
+        model.requires_grad_(False)
+    elif frozen == "output map":
+        (model.embedding if model.output is None else model.output).requires_grad_(False)
+    for count in (1, 512, 513, 1100):
+        hidden = torch.randn(count, 16, dtype=torch.float64, requires_grad=True)
+        before = hidden.detach().clone()
+        ours, theirs = both_losses(model, hidden, smoothing)
+        torch.testing.assert_close(ours, theirs)
+        inputs = [hidden, *(p for p in model.parameters() if p.requires_grad)]
+        found = torch.autograd.grad(2.5 * ours, inputs, allow_unused=True)
+        expected = torch.autograd.grad(2.5 * theirs, inputs, allow_unused=True)
+        for gradient, other in zip(found, expected, strict=True):
+            assert (gradient is None) == (other is None)
+            if gradient is not None:
+                torch.testing.assert_close(gradient, other)
+        assert torch.equal(hidden, before), "the loss must leave its input alone"
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_gradient_in_pieces_under_autocast(
+    model: Transformer, output: str, smoothing: float
+) -> None:
+    model.output = OUTPUTS[output]()
+    hidden = torch.randn(1100, 16, requires_grad=True)
+    inputs = [
+        hidden,
+        *([model.embedding.weight] if model.output is None else model.output.parameters()),
+    ]
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = both_losses(model, hidden, smoothing)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0)
+    found, expected = torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs)
+    for gradient, other in zip(found, expected, strict=True):
+        assert gradient.dtype == torch.float32
+        assert (gradient - other).norm() <= 0.02 * other.norm()
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_without_gradients_the_loss_computes_none(model: Transformer, output: str) -> None:
+    model.output = OUTPUTS[output]()
+    hidden, targets = torch.randn(1100, 16), torch.randint(0, 11, (1100,))
+    with FlopCounterMode(display=False) as there_and_back:
+        trained = cross_entropy_sum(model, hidden, targets)
+    with FlopCounterMode(display=False) as there, torch.no_grad():
+        evaluated = cross_entropy_sum(model, hidden, targets)
+    assert trained.requires_grad
+    assert not evaluated.requires_grad
+    assert torch.equal(trained, evaluated)
+    assert there_and_back.get_total_flops() == 3 * there.get_total_flops()
+
+
+def test_a_step_in_bfloat16_is_near_and_its_gradients_are_float32(model: Transformer) -> None:
+    batch = batch_of(3, 5)
+    exact, _ = translation_loss(model, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, _ = translation_loss(model, batch)
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(exact.item(), rel=0.02)
+    for gradient in gradients(rounded, model):
+        assert gradient is not None
+        assert gradient.dtype == torch.float32
+
+
+def test_large_scores_stay_finite(model: Transformer) -> None:
+    hidden = torch.full((3, 16), 1e4, requires_grad=True)
+    loss = cross_entropy_sum(model, hidden, torch.tensor([1, 2, 3]), 0.1)
+    loss.backward()
+    assert loss.isfinite()
+    assert hidden.grad is not None
+    assert hidden.grad.isfinite().all()
+
+
+# --- dropout
+
+
+@settings(max_examples=20, deadline=None)
+@given(p=st.floats(0.001, 0.999), seed=st.integers(0, 1000))
+def test_dropout_drops_the_share_and_keeps_the_mean(p: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    dropped = Dropout(p)(torch.ones(400, 500))
+    zeros = (dropped == 0).float().mean().item()
+    assert abs(zeros - p) < 6 * (p * (1 - p) / 200_000) ** 0.5 + 1 / 65_536
+    kept = dropped[dropped != 0]
+    if kept.numel():
+        torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - p)), rtol=0.02, atol=0)
+
+
+def test_dropout_is_independent_from_entry_to_entry() -> None:
+    zeros = (Dropout(0.5)(torch.ones(1001, 999)) == 0).float().flatten()
+    for distance in (1, 2, 3, 4, 5, 999):
+        both = (zeros[distance:] * zeros[:-distance]).mean().item()
+        assert abs(both - 0.25) < 0.003, f"neighbors {distance} apart go together: {both}"
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (4,), (5, 7)])
+def test_dropout_takes_every_shape(shape: tuple[int, ...]) -> None:
+    assert Dropout(0.5)(torch.ones(shape)).shape == shape
+
+
+def test_dropout_obeys_the_seed_the_mode_and_the_extremes() -> None:
+    ones = torch.ones(100, 100)
+    torch.manual_seed(3)
+    first = Dropout(0.3)(ones)
+    torch.manual_seed(3)
+    assert torch.equal(first, Dropout(0.3)(ones))
+    assert not torch.equal(first, Dropout(0.3)(ones))
+    assert torch.equal(Dropout(0.3).eval()(ones), ones)
+    assert torch.equal(Dropout(0.0)(ones), ones)
+    assert torch.equal(Dropout(1.0)(ones), torch.zeros(100, 100))
+
+
+def test_the_residual_connection_drops_cheaply() -> None:
+    assert type(ResidualConnection(8).dropout) is Dropout
+
+
+# --- attention in bfloat16
+
+
+@pytest.mark.parametrize("length", [5, 128, 129])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_bfloat16_attention_is_near_float32(length: int, is_causal: bool) -> None:
+    heads = torch.randn(3, 2, 2, length, 8)
+    mask = torch.rand(2, 1, 1, length) > 0.3
+    mask[0] = False  # nothing to attend to
+    exact = scaled_dot_product_attention(*heads, mask, is_causal=is_causal)
+    rounded = scaled_dot_product_attention(*heads.bfloat16(), mask, is_causal=is_causal)
+    assert rounded.dtype == torch.bfloat16
+    assert not rounded[0].any()
+    torch.testing.assert_close(rounded.float(), exact, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "length", "fused"),
+    [(torch.bfloat16, 128, False), (torch.bfloat16, 129, True), (torch.float32, 5, True)],
+)
+def test_only_short_bfloat16_goes_without_the_fused_kernel(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, length: int, fused: bool
+) -> None:
+    calls: list[int] = []
+    kernel = F.scaled_dot_product_attention
+
+    def listening(*arguments: Any, **more: Any) -> Tensor:
+        calls.append(1)
+        return kernel(*arguments, **more)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", listening)
+    query, key, value = torch.randn(3, 1, 2, length, 8, dtype=dtype)
+    output = scaled_dot_product_attention(query, key, value, is_causal=True)
+    assert bool(calls) is fused
+    expected = attention_weights(query.float(), key.float(), is_causal=True) @ value.float()
+    torch.testing.assert_close(output.float(), expected, atol=0.05, rtol=0.05)
+
+
+def test_dropout_counts_its_draws_exactly() -> None:
+    """Of 65,536 draws the last one keeps an entry: about 15 of a million, each as large as it must be."""
+    dropout = Dropout(65_535 / 65_536).train()
+    kept = dropout(torch.ones(1_000_000))
+    assert set(kept.unique().tolist()) == {0.0, 65_536.0}
+    assert 1 <= int((kept > 0).sum()) <= 50
+
+
+def test_a_target_outside_the_vocabulary_is_named(tiny: Callable[..., Transformer]) -> None:
+    model, ids = tiny(vocab_size=23), torch.tensor([[5, 6, 2]])
+    with pytest.raises(ValueError, match="target id 40, but logits of 23"):
+        translation_loss(model, Batch(ids, ids, torch.tensor([[6, 40, 2]])))
+
 
 # --- the exercises
 

@@ -186,8 +186,8 @@ def check_eight_bits(attempt: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None
         )
         scale = expect_tensor(answer[1], (len(weight),), "the scale")
         assert integers.dtype == torch.int8, f"the integers are {integers.dtype}, not torch.int8"
-        assert scale.isfinite().all(), (
-            f"{name}: the scale is {scale.tolist()}: what if a row is all 0?"
+        assert (scale.isfinite() & (scale > 0)).all(), (
+            f"{name}: the scale is {scale.tolist()}: what if a row is all 0, and 0 / 0 is NaN?"
         )
         back = integers.float() * scale[:, None]
         largest = weight.abs().amax(dim=1)
