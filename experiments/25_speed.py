@@ -322,7 +322,7 @@ def writing(translator: Translator, sources: Sequence[list[int]]) -> dict[str, A
             kind: lambda number, model=model, how=how, write=write: write(model, how)
             for kind, (model, how) in kinds.items()
         }
-        found[name] = in_turns(variants)["seconds"]
+        found[name] = in_turns(variants)["seconds"] | {"sentences": count}
     return found
 
 
@@ -367,7 +367,7 @@ def quality(translator: Translator) -> dict[str, Any]:
             said = Translator(variant, translator.tokenizer).translate(texts)
         first = first or said
         same = sum(a == b for a, b in zip(first, said, strict=True))
-        score = bleu(said, references)
+        score = bleu(said, references).score
         found[name] = {"bleu": round(score, 2), "same": same, "bytes a weight": size}
     return found
 

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from transformer_lib import decoding
 from transformer_lib.attention import attention_weights, scaled_dot_product_attention
 from transformer_lib.book.checks import chapter_25
+from transformer_lib.decoding import beam_search, by_columns, greedy_decode, sample
 from transformer_lib.layers import Dropout, ResidualConnection
 from transformer_lib.pairs import Batch, make_batch
 from transformer_lib.training import cross_entropy_sum, translation_loss
@@ -260,6 +262,62 @@ def test_a_target_outside_the_vocabulary_is_named(tiny: Callable[..., Transforme
     model, ids = tiny(vocab_size=23), torch.tensor([[5, 6, 2]])
     with pytest.raises(ValueError, match="target id 40, but logits of 23"):
         translation_loss(model, Batch(ids, ids, torch.tensor([[6, 40, 2]])))
+
+
+# --- the order of weights while a model writes
+
+SOURCE = torch.tensor([[3, 4, 5, 6, EOS], [7, 8, EOS, 0, 0], [5, EOS, 0, 0, 0]])
+
+
+def writer(vocab_size: int = 11) -> Transformer:
+    """A small random model whose probabilities are not all alike."""
+    config = TransformerConfig(vocab_size, 16, 2, 32, 1, 2, max_length=40)
+    model = Transformer(config).eval()
+    with torch.no_grad():
+        model.embedding.weight *= 2
+    return model
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_by_columns_changes_the_order_in_memory_and_back(shared: bool) -> None:
+    model = writer()
+    if shared:  # one module in two places, and one matrix in two modules
+        model.decoder.layers[1].feed_forward = model.decoder.layers[0].feed_forward
+        model.output = nn.Linear(16, 11, bias=False)
+        model.output.weight = model.embedding.weight
+    before = {name: (x.data_ptr(), x.stride()) for name, x in model.state_dict().items()}
+    numbers = {name: x.clone() for name, x in model.state_dict().items()}
+    expected = greedy_decode(model, SOURCE, 6)
+
+    def look_and_leave() -> None:
+        assert model.decoder.layers[0].feed_forward.inner.weight.stride() == (1, 32)
+        if shared:
+            assert model.output.weight is model.embedding.weight
+        for name, x in model.state_dict().items():
+            assert torch.equal(x, numbers[name]), name
+        with by_columns(model):  # as a model inside a model would
+            assert greedy_decode(model, SOURCE, 6) == expected
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), by_columns(model):
+        look_and_leave()
+    after = {name: (x.data_ptr(), x.stride()) for name, x in model.state_dict().items()}
+    assert after == before
+
+
+def test_decoding_leaves_the_weights_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = writer(23)
+    before = [(x.data_ptr(), x.stride()) for x in model.parameters()]
+
+    def interrupt(logits: Tensor) -> Tensor:
+        assert model.embedding.weight.stride() == (1, 23), "inside, column after column"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(decoding, "_sound", interrupt)
+    for way in (greedy_decode, beam_search, sample):
+        with pytest.raises(KeyboardInterrupt):
+            way(model, SOURCE, 3)
+        assert [(x.data_ptr(), x.stride()) for x in model.parameters()] == before
 
 
 # --- the exercises
