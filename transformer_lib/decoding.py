@@ -92,13 +92,6 @@ class IncrementalDecoder:
         self.source = None if self.source is None else self.source[rows]
 
 
-@contextmanager
-def _writing(model: nn.Module) -> Iterator[None]:
-    """The model as it should be while it writes: eval mode, no gradients, weights by columns."""
-    with evaluating(model), torch.inference_mode(), by_columns(model):
-        yield
-
-
 def _start(model: nn.Module, source: Tensor) -> Any:
     """What steps through a model: the model's own `incremental_decoder`, if it has one."""
     own = getattr(model, "incremental_decoder", None)
@@ -123,6 +116,13 @@ def _sound(logits: Tensor) -> Tensor:
     if logits.max().isnan():
         raise ValueError("the model says NaN: its weights hold NaN, or numbers far too large")
     return logits.float()
+
+
+@contextmanager
+def _writing(model: nn.Module) -> Iterator[None]:
+    """The model as it should be while it writes: eval mode, no gradients, weights by columns."""
+    with evaluating(model), torch.inference_mode(), by_columns(model):
+        yield
 
 
 def _write(

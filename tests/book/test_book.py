@@ -11,7 +11,14 @@ from tools.clocks import clock_fed
 from tools.notebooks import SETUP, repository_url, time_line
 
 CHAPTERS = chapters()
-OLD = set(range(18)) - {0, 2, 3, 6, 8, 14}  # these were written before a chapter had to fit one sitting
+OLD = set(range(18)) - {
+    0,
+    2,
+    3,
+    6,
+    8,
+    14,
+}  # these were written before a chapter had to fit one sitting
 LAST_SECTIONS = ["What goes wrong", "Exercises", "Quiz", "Summary", "The map"]
 MYST = re.compile(r"^\s*(`{3,}|:{3,})\{|\{[a-z:-]+\}`|^\([\w-]+\)=\s*$|^\+\+\+", re.MULTILINE)
 OTHER_PLACES = re.compile(

@@ -18,7 +18,13 @@ PAD, BOS, EOS = 0, 1, 2
 @diagnostic("Exercise 14.1")
 def check_teacher_forcing(attempt: Callable[[list[list[int]]], tuple[Tensor, Tensor]]) -> None:
     """Check teacher forcing's two tensors: one sentence, then padding, order, the empty sentence."""
-    batches = [[[5, 6, 7]], [[5, 6, 7], [8]], [[8], [5, 6, 7], [9, 4]], [[]], [[3], []]]
+    batches: list[list[list[int]]] = [
+        [[5, 6, 7]],
+        [[5, 6, 7], [8]],
+        [[8], [5, 6, 7], [9, 4]],
+        [[]],
+        [[3], []],
+    ]
     for sentences in batches:
         mine = copy.deepcopy(sentences)
         answer = attempt(mine)
