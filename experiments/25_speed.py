@@ -30,7 +30,7 @@ from transformer_lib import attention, decoding
 from transformer_lib.attention import attention_weights
 from transformer_lib.decoding import beam_search, greedy_decode
 from transformer_lib.evaluation import bleu
-from transformer_lib.layers import Dropout
+from transformer_lib.layers import Dropout, ResidualConnection
 from transformer_lib.pairs import (
     Batch,
     Example,
@@ -127,7 +127,7 @@ def chunked_loss(model: Transformer, batch: Batch) -> tuple[Tensor, int]:
 def with_dropout(model: Transformer, kind: type[nn.Dropout]) -> Transformer:
     """The same model, its residual connections dropping in another way."""
     for part in model.modules():
-        if hasattr(part, "sublayer") or type(part).__name__ == "ResidualConnection":
+        if isinstance(part, ResidualConnection):
             part.dropout = kind(part.dropout.p)
     return model
 
