@@ -1,6 +1,6 @@
 """Masks, scaled dot-product attention and multi-head attention, with its key-value cache.
 
-Written from chapters 5, 6, 14 of the book: edit the chapter, then `make sync`.
+Written from chapters 5, 6, 25 of the book: edit the chapter, then `make sync`.
 """
 
 from collections.abc import Callable

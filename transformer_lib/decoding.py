@@ -1,6 +1,6 @@
 """Greedy decoding, beam search and sampling, with a cache of keys and values.
 
-Written from chapter 16 of the book: edit the chapter, then `make sync`.
+Written from chapters 16, 25 of the book: edit the chapter, then `make sync`.
 """
 
 import math
@@ -93,23 +93,10 @@ class IncrementalDecoder:
 
 
 @contextmanager
-def by_columns(model: nn.Module) -> Iterator[None]:
-    """Keep wide matrices in memory column after column for a while: the same numbers.
-
-    The product of such a matrix with one vector is faster on many processors.
-    """
-    stored = {}
-    for part in model.modules():
-        weight: Any = getattr(part, "weight", None)
-        is_map = isinstance(part, nn.Linear | TokenEmbedding) and isinstance(weight, nn.Parameter)
-        if is_map and weight.size(0) > weight.size(1) and weight not in stored:
-            stored[weight] = weight.data
-            weight.data = weight.data.t().contiguous().t()  # (out, in) as before
-    try:
+def _writing(model: nn.Module) -> Iterator[None]:
+    """The model as it should be while it writes: eval mode, no gradients, weights by columns."""
+    with evaluating(model), torch.inference_mode(), by_columns(model):
         yield
-    finally:
-        for weight, data in stored.items():
-            weight.data = data
 
 
 def _start(model: nn.Module, source: Tensor) -> Any:
@@ -150,7 +137,7 @@ def _write(
     limits = _limits(model, source, max_new_tokens)
     texts: list[list[int]] = [[] for _ in limits]
     open_rows = list(range(len(limits)))  # the texts that are still being written
-    with evaluating(model), torch.inference_mode(), by_columns(model):
+    with _writing(model):
         decoder = _start(model, source)
         tokens = source.new_full((len(limits),), bos_id)  # (rows,)
         while open_rows:
@@ -299,7 +286,7 @@ def beam_search(
     check_numbers(float, 0, 10, length_penalty=length_penalty)
     limits = _limits(model, source, max_new_tokens)
     penalty = [((5 + n) / 6) ** length_penalty for n in range(max(limits) + 1)]
-    with evaluating(model), torch.inference_mode(), by_columns(model):
+    with _writing(model):
         begin = source.new_full((len(limits), 1), bos_id)
         return _search(_start(model, source), limits, beam_size, penalty, begin, eos_id)
 
@@ -347,3 +334,23 @@ def sample(
         return token.gather(1, drawn)[:, 0]
 
     return _write(model, source, max_new_tokens, choose, bos_id, eos_id)
+
+
+@contextmanager
+def by_columns(model: nn.Module) -> Iterator[None]:
+    """Keep wide matrices in memory column after column for a while: the same numbers.
+
+    The product of such a matrix with one vector is faster on many processors.
+    """
+    stored = {}
+    for part in model.modules():
+        weight: Any = getattr(part, "weight", None)
+        is_map = isinstance(part, nn.Linear | TokenEmbedding) and isinstance(weight, nn.Parameter)
+        if is_map and weight.size(0) > weight.size(1) and weight not in stored:
+            stored[weight] = weight.data
+            weight.data = weight.data.t().contiguous().t()  # (out, in) as before
+    try:
+        yield
+    finally:
+        for weight, data in stored.items():
+            weight.data = data

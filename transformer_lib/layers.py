@@ -1,6 +1,6 @@
 """Feed-forward network, layer norm, residual connection, encoder and decoder layer.
 
-Written from chapters 8, 9, 10, 11, 14 of the book: edit the chapter, then `make sync`.
+Written from chapters 8, 9, 10, 11, 25 of the book: edit the chapter, then `make sync`.
 """
 
 from collections.abc import Callable

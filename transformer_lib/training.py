@@ -1,6 +1,6 @@
 """Losses, learning-rate schedule, and one training loop for every task.
 
-Written from chapters 14, 15, 22, 23 of the book: edit the chapter, then `make sync`.
+Written from chapters 14, 15, 22, 23, 25 of the book: edit the chapter, then `make sync`.
 """
 
 import math
@@ -53,52 +53,6 @@ __all__ = [
     "train",
     "translation_loss",
 ]
-
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of project(hidden), of which 512 rows exist at a time."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        project: Callable[[Tensor], Tensor],
-        hidden: Tensor,
-        targets: Tensor,
-        label_smoothing: float,
-        *parameters: Tensor,
-    ) -> Tensor:
-        exact = torch.promote_types(hidden.dtype, torch.float32)  # for logarithms and sums
-        total = hidden.new_zeros((), dtype=exact)
-        grads: list[Any] = [torch.zeros_like(hidden), *(None for _ in parameters)]
-        for start in range(0, len(targets), 512):
-            piece = hidden[start : start + 512].detach().requires_grad_()  # (512, d_model)
-            wanted = targets[start : start + 512]  # (512,)
-            with torch.enable_grad():
-                # A view, since torch's FlopCounterMode follows no leaf into a module
-                logits = project(piece.view_as(piece)).to(exact)  # (512, vocab_size)
-                try:
-                    loss = F.cross_entropy(
-                        logits, wanted, reduction="sum", label_smoothing=label_smoothing
-                    )
-                except IndexError:
-                    most, size = int(wanted.max()), logits.size(-1)
-                    raise ValueError(f"target id {most}, but logits of {size} tokens") from None
-            total += loss.detach()
-            if not any(ctx.needs_input_grad):  # evaluation
-                continue
-            found = torch.autograd.grad(loss, (piece, *parameters), allow_unused=True)
-            grads[0][start : start + 512] = found[0]
-            for i, grad in enumerate(found[1:], start=1):
-                if grad is not None:  # autograd may give one tensor to two parameters: copy it
-                    grads[i] = grad.clone() if grads[i] is None else grads[i].add_(grad)
-        ctx.save_for_backward(*grads)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        found = [None if x is None else x * grad for x in ctx.saved_tensors]
-        return (None, found[0], None, None, *found[1:])
 
 
 def cross_entropy_sum(
@@ -589,3 +543,49 @@ def masked_token_loss(
         return cross_entropy_sum(model, hidden[chosen], wanted[chosen], label_smoothing)
 
     return model(shown, loss), int(chosen.sum())
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of project(hidden), of which 512 rows exist at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        project: Callable[[Tensor], Tensor],
+        hidden: Tensor,
+        targets: Tensor,
+        label_smoothing: float,
+        *parameters: Tensor,
+    ) -> Tensor:
+        exact = torch.promote_types(hidden.dtype, torch.float32)  # for logarithms and sums
+        total = hidden.new_zeros((), dtype=exact)
+        grads: list[Any] = [torch.zeros_like(hidden), *(None for _ in parameters)]
+        for start in range(0, len(targets), 512):
+            piece = hidden[start : start + 512].detach().requires_grad_()  # (512, d_model)
+            wanted = targets[start : start + 512]  # (512,)
+            with torch.enable_grad():
+                # A view, since torch's FlopCounterMode follows no leaf into a module
+                logits = project(piece.view_as(piece)).to(exact)  # (512, vocab_size)
+                try:
+                    loss = F.cross_entropy(
+                        logits, wanted, reduction="sum", label_smoothing=label_smoothing
+                    )
+                except IndexError:
+                    most, size = int(wanted.max()), logits.size(-1)
+                    raise ValueError(f"target id {most}, but logits of {size} tokens") from None
+            total += loss.detach()
+            if not any(ctx.needs_input_grad):  # evaluation
+                continue
+            found = torch.autograd.grad(loss, (piece, *parameters), allow_unused=True)
+            grads[0][start : start + 512] = found[0]
+            for i, grad in enumerate(found[1:], start=1):
+                if grad is not None:  # autograd may give one tensor to two parameters: copy it
+                    grads[i] = grad.clone() if grads[i] is None else grads[i].add_(grad)
+        ctx.save_for_backward(*grads)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        found = [None if x is None else x * grad for x in ctx.saved_tensors]
+        return (None, found[0], None, None, *found[1:])

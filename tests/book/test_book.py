@@ -41,7 +41,9 @@ def checks_of(chapter: Chapter) -> dict[str, str]:
     found = {}
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         for decorator in getattr(node, "decorator_list", []):
-            label = re.fullmatch(r"diagnostic\('Exercise (\d+\.\d+)'(?:, in_place=True)?\)", ast.unparse(decorator))
+            label = re.fullmatch(
+                r"diagnostic\('Exercise (\d+\.\d+)'(?:, in_place=True)?\)", ast.unparse(decorator)
+            )
             if label:
                 found[label[1]] = node.name
     return found

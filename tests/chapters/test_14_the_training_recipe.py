@@ -1,4 +1,4 @@
-"""Chapter 14: the loss and its pieces, schedule, dropout, bfloat16 attention, evaluation, checkpoints."""
+"""Chapter 14: the loss, schedule, evaluation, averaging, checkpoints, and the exercises."""
 
 import errno
 import math
@@ -18,9 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, StepLR
-from torch.utils.flop_counter import FlopCounterMode
 
-from transformer_lib.attention import attention_weights, scaled_dot_product_attention
 from transformer_lib.book.checks.chapter_14 import (
     check_clip,
     check_half_peak,
@@ -36,10 +34,9 @@ from transformer_lib.checkpoint import (
     unwrap,
     write_tensors,
 )
-from transformer_lib.layers import Dropout, FeedForward, ResidualConnection
+from transformer_lib.layers import FeedForward
 from transformer_lib.pairs import Batch, make_batch
 from transformer_lib.training import (
-    cross_entropy_sum,
     evaluate_loss,
     learning_rate,
     make_optimizer,
@@ -102,7 +99,7 @@ def test_the_loss_is_a_sum_over_real_tokens(
         assert total.item() == translation_loss(model, batch)[0].item()
 
 
-def test_no_logits_are_made_for_padding_nor_more_than_512_at_once(model: Transformer) -> None:
+def test_no_logits_are_made_for_padding(model: Transformer) -> None:
     rows: list[int] = []
     project = model.project
 
@@ -115,9 +112,6 @@ def test_no_logits_are_made_for_padding_nor_more_than_512_at_once(model: Transfo
     translation_loss(model, batch)
     evaluate_loss(model, [batch])
     assert rows == [2 + 10 + 3] * 2
-    rows.clear()
-    cross_entropy_sum(model, torch.randn(1100, 16), torch.randint(0, 11, (1100,)))
-    assert rows == [512, 512, 76]
 
 
 def test_another_padding_id_is_respected_and_must_be_the_models() -> None:
@@ -166,120 +160,6 @@ def test_sums_divided_once_are_the_gradient_of_the_large_batch(model: Transforme
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad / sum(counts), gradient, atol=1e-5, rtol=1e-3)
-
-
-# The loss in pieces
-
-
-class SumOfTwo(nn.Module):
-    """An output map of two matrices: autograd hands both the same gradient tensor."""
-
-    def __init__(self, d_model: int, vocab_size: int) -> None:
-        super().__init__()
-        self.one, self.two = (nn.Parameter(torch.randn(vocab_size, d_model)) for _ in range(2))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.one + self.two)
-
-
-OUTPUTS: dict[str, Callable[[], nn.Module | None]] = {
-    "shared": lambda: None,
-    "own, with bias": lambda: nn.Linear(16, 11),
-    "two layers": lambda: nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 11)),
-    "sum of two": lambda: SumOfTwo(16, 11),
-}
-
-
-def both_losses(model: Transformer, hidden: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """In pieces, and by plain autograd."""
-    targets = torch.randint(0, 11, (len(hidden),))
-    logits = model.project(hidden)
-    exact = torch.promote_types(logits.dtype, torch.float32)
-    plain = F.cross_entropy(logits.to(exact), targets, reduction="sum", label_smoothing=smoothing)
-    return cross_entropy_sum(model, hidden, targets, smoothing), plain
-
-
-@pytest.mark.parametrize("frozen", ["nothing", "output map", "all"])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
-@pytest.mark.parametrize("output", OUTPUTS)
-def test_the_gradient_in_pieces_is_plain_autograds(
-    model: Transformer, output: str, smoothing: float, frozen: str
-) -> None:
-    model.output = OUTPUTS[output]()
-    model.double()
-    if frozen == "all":
-        model.requires_grad_(False)
-    elif frozen == "output map":
-        (model.embedding if model.output is None else model.output).requires_grad_(False)
-    for count in (1, 512, 513, 1100):
-        hidden = torch.randn(count, 16, dtype=torch.float64, requires_grad=True)
-        before = hidden.detach().clone()
-        ours, theirs = both_losses(model, hidden, smoothing)
-        torch.testing.assert_close(ours, theirs)
-        inputs = [hidden, *(p for p in model.parameters() if p.requires_grad)]
-        found = torch.autograd.grad(2.5 * ours, inputs, allow_unused=True)
-        expected = torch.autograd.grad(2.5 * theirs, inputs, allow_unused=True)
-        for gradient, other in zip(found, expected, strict=True):
-            assert (gradient is None) == (other is None)
-            if gradient is not None:
-                torch.testing.assert_close(gradient, other)
-        assert torch.equal(hidden, before), "the loss must leave its input alone"
-
-
-@pytest.mark.parametrize("output", OUTPUTS)
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_gradient_in_pieces_under_autocast(
-    model: Transformer, output: str, smoothing: float
-) -> None:
-    model.output = OUTPUTS[output]()
-    hidden = torch.randn(1100, 16, requires_grad=True)
-    inputs = [
-        hidden,
-        *([model.embedding.weight] if model.output is None else model.output.parameters()),
-    ]
-    with torch.autocast("cpu", torch.bfloat16):
-        ours, theirs = both_losses(model, hidden, smoothing)
-    assert ours.dtype == torch.float32
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0)
-    found, expected = torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs)
-    for gradient, other in zip(found, expected, strict=True):
-        assert gradient.dtype == torch.float32
-        assert (gradient - other).norm() <= 0.02 * other.norm()
-
-
-@pytest.mark.parametrize("output", OUTPUTS)
-def test_without_gradients_the_loss_computes_none(model: Transformer, output: str) -> None:
-    model.output = OUTPUTS[output]()
-    hidden, targets = torch.randn(1100, 16), torch.randint(0, 11, (1100,))
-    with FlopCounterMode(display=False) as there_and_back:
-        trained = cross_entropy_sum(model, hidden, targets)
-    with FlopCounterMode(display=False) as there, torch.no_grad():
-        evaluated = cross_entropy_sum(model, hidden, targets)
-    assert trained.requires_grad
-    assert not evaluated.requires_grad
-    assert torch.equal(trained, evaluated)
-    assert there_and_back.get_total_flops() == 3 * there.get_total_flops()
-
-
-def test_a_step_in_bfloat16_is_near_and_its_gradients_are_float32(model: Transformer) -> None:
-    batch = batch_of(3, 5)
-    exact, _ = translation_loss(model, batch)
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded, _ = translation_loss(model, batch)
-    assert rounded.dtype == torch.float32
-    assert rounded.item() == pytest.approx(exact.item(), rel=0.02)
-    for gradient in gradients(rounded, model):
-        assert gradient is not None
-        assert gradient.dtype == torch.float32
-
-
-def test_large_scores_stay_finite(model: Transformer) -> None:
-    hidden = torch.full((3, 16), 1e4, requires_grad=True)
-    loss = cross_entropy_sum(model, hidden, torch.tensor([1, 2, 3]), 0.1)
-    loss.backward()
-    assert loss.isfinite()
-    assert hidden.grad is not None
-    assert hidden.grad.isfinite().all()
 
 
 # Evaluation
@@ -406,87 +286,6 @@ def test_a_few_steps_learn(model: Transformer) -> None:
         (total / count).backward()
         optimizer.step()
     assert evaluate_loss(model, [batch]) < 0.7 * before
-
-
-# Dropout
-
-
-@settings(max_examples=20, deadline=None)
-@given(p=st.floats(0.001, 0.999), seed=st.integers(0, 1000))
-def test_dropout_drops_the_share_and_keeps_the_mean(p: float, seed: int) -> None:
-    torch.manual_seed(seed)
-    dropped = Dropout(p)(torch.ones(400, 500))
-    zeros = (dropped == 0).float().mean().item()
-    assert abs(zeros - p) < 6 * (p * (1 - p) / 200_000) ** 0.5 + 1 / 65_536
-    kept = dropped[dropped != 0]
-    if kept.numel():
-        torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - p)), rtol=0.02, atol=0)
-
-
-def test_dropout_is_independent_from_entry_to_entry() -> None:
-    zeros = (Dropout(0.5)(torch.ones(1001, 999)) == 0).float().flatten()
-    for distance in (1, 2, 3, 4, 5, 999):
-        both = (zeros[distance:] * zeros[:-distance]).mean().item()
-        assert abs(both - 0.25) < 0.003, f"neighbors {distance} apart go together: {both}"
-
-
-@pytest.mark.parametrize("shape", [(), (1,), (3,), (4,), (5, 7)])
-def test_dropout_takes_every_shape(shape: tuple[int, ...]) -> None:
-    assert Dropout(0.5)(torch.ones(shape)).shape == shape
-
-
-def test_dropout_obeys_the_seed_the_mode_and_the_extremes() -> None:
-    ones = torch.ones(100, 100)
-    torch.manual_seed(3)
-    first = Dropout(0.3)(ones)
-    torch.manual_seed(3)
-    assert torch.equal(first, Dropout(0.3)(ones))
-    assert not torch.equal(first, Dropout(0.3)(ones))
-    assert torch.equal(Dropout(0.3).eval()(ones), ones)
-    assert torch.equal(Dropout(0.0)(ones), ones)
-    assert torch.equal(Dropout(1.0)(ones), torch.zeros(100, 100))
-
-
-def test_the_residual_connection_drops_cheaply() -> None:
-    assert type(ResidualConnection(8).dropout) is Dropout
-
-
-# Attention in bfloat16
-
-
-@pytest.mark.parametrize("length", [5, 128, 129])
-@pytest.mark.parametrize("is_causal", [False, True])
-def test_bfloat16_attention_is_near_float32(length: int, is_causal: bool) -> None:
-    heads = torch.randn(3, 2, 2, length, 8)
-    mask = torch.rand(2, 1, 1, length) > 0.3
-    mask[0] = False  # nothing to attend to
-    exact = scaled_dot_product_attention(*heads, mask, is_causal=is_causal)
-    rounded = scaled_dot_product_attention(*heads.bfloat16(), mask, is_causal=is_causal)
-    assert rounded.dtype == torch.bfloat16
-    assert not rounded[0].any()
-    torch.testing.assert_close(rounded.float(), exact, atol=0.05, rtol=0.05)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "length", "fused"),
-    [(torch.bfloat16, 128, False), (torch.bfloat16, 129, True), (torch.float32, 5, True)],
-)
-def test_only_short_bfloat16_goes_without_the_fused_kernel(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, length: int, fused: bool
-) -> None:
-    calls: list[int] = []
-    kernel = F.scaled_dot_product_attention
-
-    def listening(*arguments: Any, **more: Any) -> Tensor:
-        calls.append(1)
-        return kernel(*arguments, **more)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", listening)
-    query, key, value = torch.randn(3, 1, 2, length, 8, dtype=dtype)
-    output = scaled_dot_product_attention(query, key, value, is_causal=True)
-    assert bool(calls) is fused
-    expected = attention_weights(query.float(), key.float(), is_causal=True) @ value.float()
-    torch.testing.assert_close(output.float(), expected, atol=0.05, rtol=0.05)
 
 
 # Averaging
@@ -841,163 +640,317 @@ def test_a_checkpoint_brings_back_the_random_numbers_of_the_graphics_card(tmp_pa
 
 # The exercises' checks
 
+Ids = list[list[int]]
 
-def shift(sentences: list[list[int]]) -> tuple[Tensor, Tensor]:
+
+def shift(sentences: Ids) -> tuple[Tensor, Tensor]:
     batch = make_batch([([EOS], sentence) for sentence in sentences])
     return batch.target_in, batch.target_out
 
 
-def test_check_teacher_forcing() -> None:
-    check_teacher_forcing(shift)
-    wrong: list[tuple[Callable[[list[list[int]]], tuple[Tensor, Tensor]], str]] = [
-        (lambda s: shift(s)[::-1], "swapped"),
-        (lambda s: (shift(s)[0], shift(s)[0]), "say 5 6 7 <eos>"),
-        (
-            lambda s: (
-                shift(s)[0],
-                torch.tensor([[*r, *[PAD] * (max(map(len, s)) - len(r)), EOS] for r in s]),
-            ),
-            "<eos> comes",
-        ),
-        (lambda s: tuple(x[:, 1:] for x in shift(s)), "shape"),
-    ]
-    for attempt, words in wrong:
-        with pytest.raises(AssertionError, match=words):
-            check_teacher_forcing(attempt)
-
-    def slices(sentences: list[list[int]]) -> tuple[Tensor, Tensor]:
-        longest = max(map(len, sentences))
-        rows = [[BOS, *s, EOS, *[PAD] * (longest - len(s))] for s in sentences]
-        return torch.tensor(rows)[:, :-1], torch.tensor(rows)[:, 1:]
-
-    with pytest.raises(AssertionError, match="no question is asked"):
-        check_teacher_forcing(slices)
+def shift_by_hand(sentences: Ids) -> tuple[Tensor, Tensor]:
+    size = (len(sentences), max(map(len, sentences)) + 1)
+    given, wanted = torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)
+    given[:, 0] = BOS
+    for row, words in enumerate(sentences):
+        given[row, 1 : len(words) + 1] = torch.tensor(words, dtype=torch.long)
+        wanted[row, : len(words)] = torch.tensor(words, dtype=torch.long)
+        wanted[row, len(words)] = EOS
+    return given, wanted
 
 
-def smoothed(logits: Tensor, targets: Tensor, smoothing: float, pad_id: int) -> Tensor:
-    return F.cross_entropy(
-        logits.transpose(1, 2), targets, ignore_index=pad_id, label_smoothing=smoothing
+def filled(rows: Ids, left: bool = False) -> Tensor:
+    longest = max(map(len, rows))
+    pads = [[PAD] * (longest - len(row)) for row in rows]
+    return torch.tensor([p + r if left else r + p for r, p in zip(rows, pads, strict=True)])
+
+
+def eos_at_the_end(sentences: Ids) -> tuple[Tensor, Tensor]:
+    longest = max(map(len, sentences))
+    rows = [[*s, *[PAD] * (longest - len(s)), EOS] for s in sentences]
+    return shift(sentences)[0], torch.tensor(rows)
+
+
+def slices(sentences: Ids) -> tuple[Tensor, Tensor]:
+    rows = filled([[BOS, *s, EOS] for s in sentences])
+    return rows[:, :-1], rows[:, 1:]
+
+
+def padded_left(sentences: Ids) -> tuple[Tensor, Tensor]:
+    return filled([[BOS, *s] for s in sentences], True), filled(
+        [[*s, EOS] for s in sentences], True
     )
 
 
-def test_check_smoothed_loss() -> None:
-    check_smoothed_loss(smoothed)
-
-    def everywhere(logits: Tensor, targets: Tensor, smoothing: float, pad_id: int) -> Tensor:
-        return F.cross_entropy(logits.transpose(1, 2), targets, label_smoothing=smoothing)
-
-    def counted(logits: Tensor, targets: Tensor, smoothing: float, pad_id: int) -> Tensor:
-        total = F.cross_entropy(
-            logits.transpose(1, 2),
-            targets,
-            ignore_index=pad_id,
-            label_smoothing=smoothing,
-            reduction="sum",
-        )
-        return total / targets.numel()
-
-    def summed(logits: Tensor, targets: Tensor, smoothing: float, pad_id: int) -> Tensor:
-        return smoothed(logits, targets, smoothing, pad_id) * (targets != pad_id).sum()
-
-    def of_sentences(logits: Tensor, targets: Tensor, smoothing: float, pad_id: int) -> Tensor:
-        rows = zip(logits.split(1), targets.split(1), strict=True)
-        return torch.stack(
-            [smoothed(row, wanted, smoothing, pad_id) for row, wanted in rows]
-        ).mean()
-
-    def wrong_ones(logits: Tensor, targets: Tensor, smoothing: float, pad_id: int) -> Tensor:
-        vocab_size = logits.size(-1)
-        return smoothed(logits, targets, smoothing * vocab_size / (vocab_size - 1), pad_id)
-
-    def another_axis(logits: Tensor, targets: Tensor, smoothing: float, pad_id: int) -> Tensor:
-        log_probabilities = logits.log_softmax(dim=1)
-        return F.nll_loss(log_probabilities.flatten(0, 1), targets.flatten(), ignore_index=pad_id)
-
-    def too_little(logits: Tensor, targets: Tensor, smoothing: float, pad_id: int) -> Tensor:
-        return (1 - smoothing) * smoothed(logits, targets, 0.0, pad_id)
-
-    def forgotten(logits: Tensor, targets: Tensor, smoothing: float, pad_id: int) -> Tensor:
-        return smoothed(logits, targets, 0.0, pad_id)
-
-    for attempt, words in (
-        (everywhere, "padding changed"),
-        (counted, "still counts in the mean"),
-        (summed, "sum over the tokens"),
-        (another_axis, "softmax over the last axis"),
-        (too_little, "add up to 1"),
-        (of_sentences, "sentences' means"),
-        (wrong_ones, "wrong tokens only"),
-        (forgotten, "0.9405"),
-    ):
-        with pytest.raises(AssertionError, match=words):
-            check_smoothed_loss(attempt)
+def sorts(sentences: Ids) -> tuple[Tensor, Tensor]:
+    sentences.sort(key=len, reverse=True)
+    return shift(sentences)
 
 
-def test_check_half_peak() -> None:
-    check_half_peak(lambda warmup: (warmup // 2, 4 * warmup))
-    wrong: list[tuple[Callable[[int], tuple[int, int]], str]] = [
-        (lambda warmup: (warmup // 2, 2 * warmup), "ROOT"),
-        (lambda warmup: (warmup // 5, 4 * warmup), "of the peak"),
-        (lambda warmup: (4 * warmup, warmup // 2), "one step before the peak"),
-        (lambda warmup: (0, 4 * warmup), "counted from 1"),
-        (lambda warmup: [warmup // 2, 4 * warmup], "tuple of two steps, not list"),  # type: ignore
-    ]
-    for attempt, words in wrong:
-        with pytest.raises(AssertionError, match=words):
-            check_half_peak(attempt)
+def appends(sentences: Ids) -> tuple[Tensor, Tensor]:
+    given = filled([[BOS, *s] for s in sentences])
+    for sentence in sentences:
+        sentence.append(EOS)
+    return given, filled(sentences)
 
 
-def test_check_clip() -> None:
-    def clip(parameters: list[Tensor], max_norm: float) -> Tensor:
-        return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+def without_bos(sentences: Ids) -> tuple[Tensor, Tensor]:
+    rows = filled([[*s, EOS] for s in sentences])
+    return F.pad(rows[:, :-1], (0, 1)), rows
 
-    def each(parameters: list[Tensor], max_norm: float) -> Tensor:
-        for parameter in parameters:
-            torch.nn.utils.clip_grad_norm_([parameter], max_norm)
-        return torch.tensor(13.0)
 
-    def always(parameters: list[Tensor], max_norm: float) -> Tensor:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        length = torch.cat(gradients).norm()
-        for gradient in gradients:
-            gradient.mul_(max_norm / length)
-        return length
+@pytest.mark.parametrize("right", [shift, shift_by_hand, lambda s: list(shift(s))])
+def test_check_teacher_forcing_accepts(right: Any) -> None:
+    check_teacher_forcing(right)
 
-    def by_value(parameters: list[Tensor], max_norm: float) -> Tensor:
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad.clamp_(-max_norm, max_norm)
-        return torch.tensor(13.0)
 
-    def nothing(parameters: list[Tensor], max_norm: float) -> Tensor:
-        return torch.tensor(13.0)
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        (lambda s: shift(s)[::-1], "swapped"),
+        (lambda s: (shift(s)[0], shift(s)[0]), "shifted by one"),
+        (lambda s: (shift(s)[1], shift(s)[1]), "shifted by one"),
+        (eos_at_the_end, "comes right after"),
+        (slices, "target_in has an <eos>"),
+        (padded_left, "on the left"),
+        (sorts, "in place"),
+        (appends, "in place"),
+        (without_bos, "reads <bos> first"),
+        (lambda s: tuple(x[:, 1:] for x in shift(s)), "should have shape"),
+        (lambda s: tuple(x[:, :-1] for x in shift(s)), "should have shape"),
+        (lambda s: shift([s[0]] * len(s)), "should have shape|other words|says <eos>|should say"),
+        (lambda s: tuple(x.flip(0) for x in shift(s)), "order of the sentences|comes right|yours"),
+        (lambda s: tuple(x.float() for x in shift(s)), "int64"),
+        (lambda s: tuple(x.tolist() for x in shift(s)), "should be a tensor"),
+        (lambda s: shift(s)[0], "two tensors"),
+        (lambda s: shift([[x + (x == 6) for x in row] for row in s]), "other words"),
+        (lambda s: None, "returned None"),
+        (lambda s: torch.tensor(s), "two tensors|raised ValueError"),
+    ],
+)
+def test_check_teacher_forcing_rejects(wrong: Any, word: str) -> None:
+    with pytest.raises(AssertionError, match=word):
+        check_teacher_forcing(wrong)
 
-    def no_gradient_forgotten(parameters: list[Tensor], max_norm: float) -> Tensor:
-        assert all(parameter.grad is not None for parameter in parameters), "grad is None"
-        return clip(parameters, max_norm)
 
-    check_clip(clip)
-    assert math.isclose(13.0, math.hypot(3, 4, 12))
-    for attempt, words in (
-        (each, "direction"),
-        (always, "must stay"),
+def smoothed_loss(
+    *,
+    axis: int = -1,
+    spread: str = "all",
+    padding: str = "out",
+    pad: int | None = None,
+    mean: str = "tokens",
+    sign: float = -1.0,
+    log: bool = True,
+    swapped: bool = False,
+    in_place: bool = False,
+) -> Callable[[Tensor, Tensor, float, int], Tensor]:
+    """A loss with one thing wrong, or nothing."""
+
+    def attempt(logits: Tensor, targets: Tensor, smoothing: float, pad_id: int) -> Tensor:
+        log_p = logits.log_softmax(dim=axis) if log else logits.softmax(dim=axis)
+        if in_place:
+            logits.copy_(log_p)
+        own = sign * log_p.gather(-1, targets[..., None])[..., 0]
+        every = sign * log_p.sum(dim=-1)
+        size = logits.size(-1)
+        if spread == "wrong":
+            every = (every - own) / (size - 1)
+        elif spread == "all":
+            every = every / size
+        elif spread == "none":
+            every = own
+        elif spread == "missing":
+            every = torch.zeros_like(own)
+        share = 1 - smoothing if swapped else smoothing
+        each = (1 - share) * own + share * every
+        real = targets != (pad_id if pad is None else pad)
+        if padding == "in":
+            return each.mean()
+        if padding == "counted":
+            return (each * real).mean()
+        if mean == "sum":
+            return each[real].sum()
+        if mean == "sentences":
+            return ((each * real).sum(dim=1) / real.sum(dim=1)).mean()
+        if mean == "one number":
+            return each[real].mean()[None]
+        return each[real].mean()
+
+    return attempt
+
+
+def by_torch(logits: Tensor, targets: Tensor, smoothing: float, pad_id: int) -> Tensor:
+    rows = logits.transpose(1, 2)
+    return F.cross_entropy(rows, targets, ignore_index=pad_id, label_smoothing=smoothing)
+
+
+def by_nll(logits: Tensor, targets: Tensor, smoothing: float, pad_id: int) -> Tensor:
+    log_p = logits.log_softmax(dim=-1)
+    right = F.nll_loss(log_p.transpose(1, 2), targets, ignore_index=pad_id)
+    return (1 - smoothing) * right - smoothing * log_p[targets != pad_id].mean()
+
+
+def dense(logits: Tensor, targets: Tensor, smoothing: float, pad_id: int) -> Tensor:
+    size = logits.size(-1)
+    q = F.one_hot(targets, size) * (1 - smoothing) + smoothing / size
+    each = -(q * logits.log_softmax(dim=-1)).sum(dim=-1)
+    real = (targets != pad_id).float()
+    return (each * real).sum() / real.sum()
+
+
+@pytest.mark.parametrize("right", [smoothed_loss(), dense])
+def test_check_smoothed_loss_accepts(right: Any) -> None:
+    check_smoothed_loss(right)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        (smoothed_loss(mean="sum"), "sum over the tokens"),
+        (smoothed_loss(sign=1.0), "MINUS"),
+        (smoothed_loss(log=False), "logarithm"),
+        (smoothed_loss(axis=1), "last axis"),
+        (smoothed_loss(spread="wrong"), "wrong tokens only"),
+        (smoothed_loss(spread="none"), "no difference"),
+        (smoothed_loss(spread="missing"), "add up to 1"),
+        (smoothed_loss(spread="sum"), "add up to 1"),
+        (smoothed_loss(swapped=True), "swapped"),
+        (smoothed_loss(padding="in"), "padding changed"),
+        (smoothed_loss(padding="counted"), "still counts"),
+        (smoothed_loss(pad=0), "padding id is an argument"),
+        (smoothed_loss(mean="sentences"), "sentences' means"),
+        (smoothed_loss(mean="one number"), r"should have shape \(\)"),
+        (smoothed_loss(in_place=True), "in place"),
+        (by_torch, "cross_entropy"),
+        (by_nll, "nll_loss"),
+        (lambda *arguments: None, "returned None|should be a tensor"),
+    ],
+)
+def test_check_smoothed_loss_rejects(wrong: Any, word: str) -> None:
+    with pytest.raises(AssertionError, match=word):
+        check_smoothed_loss(wrong)
+
+
+def searched(warmup: int) -> tuple[int, int]:
+    """By trying steps, doubling and halving."""
+
+    def rate(step: int) -> float:
+        return min(step**-0.5, step * warmup**-1.5)
+
+    def first(low: int, high: int, there: Callable[[int], bool]) -> int:
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if there(middle) else (middle + 1, high)
+        return low
+
+    half = rate(warmup) / 2
+    up = first(1, warmup, lambda step: rate(step) >= half * (1 - 1e-12))
+    return up, first(warmup, 100 * warmup, lambda step: rate(step) <= half * (1 + 1e-12))
+
+
+@pytest.mark.parametrize("right", [lambda w: (w // 2, 4 * w), lambda w: [w / 2, 4.0 * w], searched])
+def test_check_half_peak_accepts(right: Any) -> None:
+    check_half_peak(right)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        (lambda w: (w // 2, 2 * w), "ROOT"),
+        (lambda w: (w // 2, int(w * 2**0.5)), "ROOT"),
+        (lambda w: (w // 4, 4 * w), "straight line"),
+        (lambda w: (4 * w, w // 2), "comes first"),
+        (lambda w: (0, 4 * w), "counted from 1"),
+        (lambda w: (2000, 16000), "with a warm-up of 10"),
+        (lambda w: (w // 2, w // 2 + 1), "one after it"),
+        (lambda w: w // 2, "two steps"),
+        (lambda w: (w // 2, 4 * w, w), "two steps"),
+        (lambda w: None, "returned None"),
+    ],
+)
+def test_check_half_peak_rejects(wrong: Any, word: str) -> None:
+    with pytest.raises(AssertionError, match=word):
+        check_half_peak(wrong)
+
+
+def clipping(
+    *,
+    short: bool = True,
+    each: bool = False,
+    power: float = 2.0,
+    after: bool = False,
+    weights: bool = False,
+    skip: bool = True,
+    squared: bool = False,
+) -> Callable[[list[Tensor], float], Tensor]:
+    """Clipping with one thing wrong, or nothing."""
+
+    def attempt(parameters: list[Tensor], max_norm: float) -> Tensor:
+        grads = [p.grad for p in parameters if p.grad is not None or not skip]
+        if not grads:
+            return torch.tensor(0.0)
+        lengths = torch.stack([g.norm(power) for g in grads])
+        length = lengths.square().sum() if squared else lengths.norm(power)
+        for grad, own in zip(grads, lengths, strict=True):
+            size = own if each else length
+            if not short or size > max_norm:
+                grad.mul_(max_norm / size)
+        if weights:
+            with torch.no_grad():
+                for p in parameters:
+                    p.add_(1.0)
+        return length.clamp(max=max_norm) if after else length
+
+    return attempt
+
+
+def by_value(parameters: list[Tensor], max_norm: float) -> Tensor:
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.clamp_(-max_norm, max_norm)
+    return torch.tensor(13.0)
+
+
+def not_in_place(parameters: list[Tensor], max_norm: float) -> Tensor:
+    grads = [p.grad for p in parameters if p.grad is not None]
+    length = torch.cat([g.flatten() for g in grads]).norm()
+    grads = [g * max_norm / length for g in grads]
+    return length
+
+
+def as_one_vector(parameters: list[Tensor], max_norm: float) -> Tensor:
+    grads = [p.grad.flatten() for p in parameters if p.grad is not None]
+    length = torch.cat([torch.zeros(1), *grads]).norm()
+    for p in parameters:
+        if p.grad is not None:
+            p.grad = p.grad * min(1.0, max_norm / float(length))
+    return length
+
+
+@pytest.mark.parametrize("right", [clipping(), as_one_vector])
+def test_check_clip_accepts(right: Any) -> None:
+    check_clip(right)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        (clipping(short=False), "short enough must stay"),
+        (clipping(each=True), "direction"),
+        (clipping(power=1.0), "sum of ALL squares"),
+        (clipping(power=math.inf), "sum of ALL squares"),
+        (clipping(squared=True), "sum of ALL squares"),
+        (clipping(after=True), "return that before"),
+        (clipping(weights=True), "changed a parameter"),
+        (clipping(skip=False), "raised AttributeError"),
         (by_value, "direction"),
-        (nothing, "nothing was clipped"),
-        (no_gradient_forgotten, "grad is None"),
-    ):
-        with pytest.raises(AssertionError, match=words):
-            check_clip(attempt)
-
-
-def test_dropout_counts_its_draws_exactly() -> None:
-    """Of 65,536 draws the last one keeps an entry: about 15 of a million, each as large as it must be."""
-    dropout = Dropout(65_535 / 65_536).train()
-    kept = dropout(torch.ones(1_000_000))
-    assert set(kept.unique().tolist()) == {0.0, 65_536.0}
-    assert 1 <= int((kept > 0).sum()) <= 50
-
-
-def test_a_target_outside_the_vocabulary_is_named(tiny: Callable[..., Transformer]) -> None:
-    model, ids = tiny(vocab_size=23), torch.tensor([[5, 6, 2]])
-    with pytest.raises(ValueError, match="target id 40, but logits of 23"):
-        translation_loss(model, Batch(ids, ids, torch.tensor([[6, 40, 2]])))
+        (not_in_place, "nothing was clipped"),
+        (lambda parameters, most: torch.tensor(13.0), "nothing was clipped"),
+        (lambda p, most: torch.nn.utils.clip_grad_norm_(p, most), "clip_grad_norm_"),
+        (lambda p, most: (clipping()(p, most), None)[1], "returned None"),
+    ],
+)
+def test_check_clip_rejects(wrong: Any, word: str) -> None:
+    with pytest.raises(AssertionError, match=word):
+        check_clip(wrong)

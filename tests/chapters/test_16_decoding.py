@@ -13,14 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from transformer_lib import decoding
 from transformer_lib.book.checks.chapter_16 import check_beam_search, check_stop, check_top_p
 from transformer_lib.convert import from_torch
 from transformer_lib.decoding import (
     Hypothesis,
     IncrementalDecoder,
     beam_search,
-    by_columns,
     greedy_decode,
     sample,
 )
@@ -324,48 +322,6 @@ def test_broken_weights_are_named(way: Any) -> None:
         model.decoder.layers[0].feed_forward.outer.weight[0, 0] = math.nan
     with pytest.raises(ValueError, match="the model says NaN"):
         way(model, SOURCE, 3)
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_by_columns_changes_the_order_in_memory_and_back(shared: bool) -> None:
-    model = model_of(0)
-    if shared:  # one module in two places, and one matrix in two modules
-        model.decoder.layers[1].feed_forward = model.decoder.layers[0].feed_forward
-        model.output = nn.Linear(16, 11, bias=False)
-        model.output.weight = model.embedding.weight
-    before = {name: (x.data_ptr(), x.stride()) for name, x in model.state_dict().items()}
-    numbers = {name: x.clone() for name, x in model.state_dict().items()}
-    expected = greedy_decode(model, SOURCE, 6)
-
-    def look_and_leave() -> None:
-        assert model.decoder.layers[0].feed_forward.inner.weight.stride() == (1, 32)
-        if shared:
-            assert model.output.weight is model.embedding.weight
-        for name, x in model.state_dict().items():
-            assert torch.equal(x, numbers[name]), name
-        with by_columns(model):  # as a model inside a model would
-            assert greedy_decode(model, SOURCE, 6) == expected
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt), by_columns(model):
-        look_and_leave()
-    after = {name: (x.data_ptr(), x.stride()) for name, x in model.state_dict().items()}
-    assert after == before
-
-
-def test_decoding_leaves_the_weights_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_of(0, vocab_size=23)
-    before = [(x.data_ptr(), x.stride()) for x in model.parameters()]
-
-    def interrupt(logits: Tensor) -> Tensor:
-        assert model.embedding.weight.stride() == (1, 23), "inside, column after column"
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(decoding, "_sound", interrupt)
-    for way in (greedy_decode, beam_search, sample):
-        with pytest.raises(KeyboardInterrupt):
-            way(model, SOURCE, 3)
-        assert [(x.data_ptr(), x.stride()) for x in model.parameters()] == before
 
 
 HUGE, NAN, INF = 2**40, math.nan, math.inf
