@@ -80,7 +80,8 @@ def cut_patches(images: Tensor, patch_size: int) -> Tensor:
     images = images[:, None] if images.dim() == 3 else images
     # (batch, channels, rows, patch_size, columns, patch_size)
     cut = images.unflatten(-1, (-1, patch_size)).unflatten(-3, (-1, patch_size))
-    return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    patches: Tensor = cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    return patches
 
 
 class VisionTransformer(nn.Module):
