@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transformer_lib.door import check_attention, check_numbers, check_tokens
+from transformer_lib.embeddings import rotate
 from transformer_lib.similarity import masked_softmax, scaled_dot_similarity
 
 __all__ = [
@@ -197,3 +198,74 @@ class MultiHeadAttention(HeadMaps):
         heads = self.attend(q, k, v, attn_mask, is_causal)  # (batch, heads, queries, d_k)
         output: Tensor = self.output_projection(heads.transpose(1, 2).flatten(-2))
         return output  # (batch, queries, d_model)
+
+
+class RotaryAttention(MultiHeadAttention):
+    """Self-attention that turns queries and keys by their positions (Su et al., 2021).
+
+    A score then depends on how far apart the two stand. The arguments are HeadMaps'; d_k is even.
+    """
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
+    ) -> Tensor:
+        """The last query stands beside the last key, as in scaled_dot_product_attention."""
+        at = torch.arange(key.size(-2), device=key.device)  # (keys,)
+        query, key = rotate(query, at[-query.size(-2) :]), rotate(key, at)
+        return super().attend(query, key, value, attn_mask, is_causal)
+
+
+class AlibiAttention(MultiHeadAttention):
+    """Self-attention whose scores fall with the distance, in each head at another slope.
+
+    Press et al., 2022: of h heads, head i, from 1 on, takes away 2^(-8 i / h) a position. Among
+    keys after the query, which the paper has none of, distances count alike.
+    """
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
+    ) -> Tensor:
+        """The last query stands beside the last key, as in scaled_dot_product_attention."""
+        heads, queries, keys = query.size(1), query.size(-2), key.size(-2)
+        at = torch.arange(keys, device=key.device)
+        distance = (at[-queries:, None] - at).abs()  # (queries, keys)
+        slope = 2.0 ** (-8 * torch.arange(1, heads + 1, device=key.device) / heads)  # (heads,)
+        scores = scaled_dot_similarity(query, key) - slope[:, None, None] * distance
+        weights = masked_softmax(scores, _allowed(query, key, attn_mask, is_causal))
+        return F.dropout(weights, self.dropout, self.training) @ value
+
+
+class GroupedQueryAttention(MultiHeadAttention):
+    """Attention of which groups of query heads share one key and one value head.
+
+    Ainslie et al., 2023; with one head of keys it is Shazeer's multi-query attention, 2019. A cache
+    holds num_key_heads of num_heads.
+
+    Args:
+        d_model, num_heads, dropout, bias: as in HeadMaps.
+        num_key_heads: heads of keys and of values; divides num_heads (ValueError).
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        num_key_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(d_model, num_heads, dropout, bias)
+        check_numbers(int, 1, num_heads, num_key_heads=num_key_heads)
+        if num_heads % num_key_heads:
+            raise ValueError(f"{num_key_heads} key heads do not divide {num_heads} heads")
+        width = num_key_heads * self.d_k
+        self.key_projection = nn.Linear(d_model, width, bias=bias)
+        self.value_projection = nn.Linear(d_model, width, bias=bias)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
+    ) -> Tensor:
+        """Queries (batch, heads, ...), keys and values with one head for each group of them."""
+        key = key.repeat_interleave(query.size(1) // key.size(1), dim=1)
+        value = value.repeat_interleave(query.size(1) // value.size(1), dim=1)
+        return super().attend(query, key, value, attn_mask, is_causal)
