@@ -1,6 +1,6 @@
 """Masks, scaled dot-product attention and multi-head attention, with its key-value cache.
 
-Written from chapters 5, 6, 14 of the book: edit the chapter, then `make sync`.
+Written from chapters 5, 6, 14, 27 of the book: edit the chapter, then `make sync`.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,12 @@ from transformer_lib.embeddings import rotate
 from transformer_lib.similarity import masked_softmax, scaled_dot_similarity
 
 __all__ = [
+    "AlibiAttention",
+    "GroupedQueryAttention",
     "HeadMaps",
     "KeyValueCache",
     "MultiHeadAttention",
+    "RotaryAttention",
     "attention_weights",
     "causal_mask",
     "padding_mask",
@@ -209,25 +212,23 @@ class RotaryAttention(MultiHeadAttention):
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
     ) -> Tensor:
-        """The last query stands beside the last key, as in scaled_dot_product_attention."""
-        at = torch.arange(key.size(-2), device=key.device)  # (keys,)
-        query, key = rotate(query, at[-query.size(-2) :]), rotate(key, at)
+        at = torch.arange(key.size(-2), device=key.device)  # (keys,); the last query stands there,
+        query, key = rotate(query, at[-query.size(-2) :]), rotate(key, at)  # beside the last key
         return super().attend(query, key, value, attn_mask, is_causal)
 
 
 class AlibiAttention(MultiHeadAttention):
     """Self-attention whose scores fall with the distance, in each head at another slope.
 
-    Press et al., 2022: of h heads, head i, from 1 on, takes away 2^(-8 i / h) a position. Among
+    Press et al., 2022: of h heads, head j, from 1 on, takes away 2^(-8 j / h) a position. Among
     keys after the query, which the paper has none of, distances count alike.
     """
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
     ) -> Tensor:
-        """The last query stands beside the last key, as in scaled_dot_product_attention."""
-        heads, queries, keys = query.size(1), query.size(-2), key.size(-2)
-        at = torch.arange(keys, device=key.device)
+        heads, queries = query.size(1), query.size(-2)
+        at = torch.arange(key.size(-2), device=key.device)  # (keys,)
         distance = (at[-queries:, None] - at).abs()  # (queries, keys)
         slope = 2.0 ** (-8 * torch.arange(1, heads + 1, device=key.device) / heads)  # (heads,)
         scores = scaled_dot_similarity(query, key) - slope[:, None, None] * distance
@@ -236,36 +237,25 @@ class AlibiAttention(MultiHeadAttention):
 
 
 class GroupedQueryAttention(MultiHeadAttention):
-    """Attention of which groups of query heads share one key and one value head.
+    """Attention of which groups of query heads share one head of keys and one of values.
 
-    Ainslie et al., 2023; with one head of keys it is Shazeer's multi-query attention, 2019. A cache
-    holds num_key_heads of num_heads.
-
-    Args:
-        d_model, num_heads, dropout, bias: as in HeadMaps.
-        num_key_heads: heads of keys and of values; divides num_heads (ValueError).
+    Ainslie et al., 2023; with one such head it is Shazeer's multi-query attention, 2019. A cache
+    holds num_key_heads instead of num_heads, which they divide (ValueError).
     """
 
-    def __init__(
-        self,
-        d_model: int,
-        num_heads: int,
-        num_key_heads: int,
-        dropout: float = 0.0,
-        bias: bool = True,
-    ) -> None:
-        super().__init__(d_model, num_heads, dropout, bias)
+    def __init__(self, d_model: int, num_heads: int, num_key_heads: int) -> None:
+        super().__init__(d_model, num_heads)
         check_numbers(int, 1, num_heads, num_key_heads=num_key_heads)
         if num_heads % num_key_heads:
             raise ValueError(f"{num_key_heads} key heads do not divide {num_heads} heads")
-        width = num_key_heads * self.d_k
-        self.key_projection = nn.Linear(d_model, width, bias=bias)
-        self.value_projection = nn.Linear(d_model, width, bias=bias)
+        self.key_projection = nn.Linear(d_model, num_key_heads * self.d_k)
+        self.value_projection = nn.Linear(d_model, num_key_heads * self.d_k)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
     ) -> Tensor:
-        """Queries (batch, heads, ...), keys and values with one head for each group of them."""
-        key = key.repeat_interleave(query.size(1) // key.size(1), dim=1)
+        key = key.repeat_interleave(
+            query.size(1) // key.size(1), dim=1
+        )  # (batch, heads, keys, d_k)
         value = value.repeat_interleave(query.size(1) // value.size(1), dim=1)
         return super().attend(query, key, value, attn_mask, is_causal)

@@ -1,6 +1,6 @@
 """Token embeddings and positional encodings.
 
-Written from chapters 7, 8 of the book: edit the chapter, then `make sync`.
+Written from chapters 7, 8, 27 of the book: edit the chapter, then `make sync`.
 """
 
 import math
@@ -15,8 +15,10 @@ from transformer_lib.door import check_numbers
 
 __all__ = [
     "LearnedPositionalEncoding",
+    "NoPositions",
     "SinusoidalPositionalEncoding",
     "TokenEmbedding",
+    "rotate",
     "sinusoidal_positions",
 ]
 

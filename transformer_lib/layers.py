@@ -1,6 +1,6 @@
 """Feed-forward network, layer norm, residual connection, encoder and decoder layer.
 
-Written from chapters 8, 9, 10, 11, 14 of the book: edit the chapter, then `make sync`.
+Written from chapters 8, 9, 10, 11, 14, 27 of the book: edit the chapter, then `make sync`.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,10 @@ __all__ = [
     "Dropout",
     "EncoderLayer",
     "FeedForward",
+    "GatedFeedForward",
     "LayerNorm",
+    "QueryKeyNorm",
+    "RMSNorm",
     "ResidualConnection",
 ]
 
@@ -217,7 +220,7 @@ class GatedFeedForward(nn.Module):
     """(silu(x W_1) * (x W_3)) W_2, SwiGLU: one map says how much of the other goes on.
 
     Shazeer, 2020; no biases. It has three matrices: with 2/3 of the inner width of a FeedForward,
-    as many parameters.
+    as many weights.
     """
 
     def __init__(self, d_model: int, d_ff: int) -> None:
@@ -248,6 +251,5 @@ class QueryKeyNorm(MultiHeadAttention):
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
     ) -> Tensor:
-        """As in MultiHeadAttention."""
         query, key = self.query_norm(query), self.key_norm(key)
         return super().attend(query, key, value, attn_mask, is_causal)

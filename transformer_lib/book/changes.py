@@ -30,8 +30,8 @@ from transformer_lib.language_model import (
     load_language_model,
     text_windows,
 )
-from transformer_lib.pairs import Example, encode_pairs, endless_batches, load_pairs, token_batches
 from transformer_lib.layers import FeedForward, GatedFeedForward, QueryKeyNorm, RMSNorm
+from transformer_lib.pairs import Example, encode_pairs, endless_batches, load_pairs, token_batches
 from transformer_lib.training import (
     TrainingSettings,
     backward,
