@@ -62,7 +62,7 @@ def test_the_gated_network_is_llamas() -> None:
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaMLP
 
-    theirs = LlamaMLP(LlamaConfig(hidden_size=12, intermediate_size=20))
+    theirs = LlamaMLP(LlamaConfig(hidden_size=12, intermediate_size=20, num_attention_heads=2))
     ours = GatedFeedForward(12, 20)
     for mine, other in (("gate", "gate_proj"), ("inner", "up_proj"), ("outer", "down_proj")):
         getattr(ours, mine).load_state_dict(getattr(theirs, other).state_dict())
@@ -114,7 +114,7 @@ def test_todays_attention_is_qwen3s() -> None:
     )
     theirs = Qwen3Attention(config, layer_idx=0).eval()
     ours = changes.TodaysAttention(32, 4, 2)
-    changes.take_biases(ours)  # type: ignore[arg-type]
+    changes.take_biases(ours)
     for mine, other in (
         ("query_projection", "q_proj"),
         ("key_projection", "k_proj"),

@@ -121,7 +121,8 @@ def orthogonalize(x: Tensor) -> Tensor:
     for _ in range(5):
         square = wide @ wide.mT
         wide = a * wide + (b * square + c * square @ square) @ wide
-    return wide if x.size(0) <= x.size(1) else wide.mT
+    step: Tensor = wide if x.size(0) <= x.size(1) else wide.mT
+    return step
 
 
 class Muon(torch.optim.Adam):
@@ -154,7 +155,7 @@ def adamw(model: nn.Module) -> torch.optim.AdamW:
     """The paper's Adam, whose matrices also shrink a little at each step (Loshchilov and Hutter, 2019)."""
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     others = [parameter for parameter in model.parameters() if parameter.dim() == 1]
-    groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(
         groups, lr=0.0, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.1, fused=True
     )
@@ -177,11 +178,11 @@ def swap(model: Transformer, suffix: str, make: Callable[[], nn.Module]) -> None
             setattr(model.get_submodule(holder), own, make())
 
 
-def take_biases(model: Transformer) -> None:
+def take_biases(model: nn.Module) -> None:
     """Take the biases of all linear maps and norms away."""
     for part in model.modules():
         if getattr(part, "bias", None) is not None:
-            part.bias = None
+            part.register_parameter("bias", None)
 
 
 def silence(model: Transformer) -> None:
@@ -399,11 +400,12 @@ def run_positions(
     torch.manual_seed(seed)
     config = LanguageModelConfig(2000, D, H, D_FF, num_layers=1, dropout=0.0)
     model = LanguageModel(config)
+    nn.init.normal_(model.embedding.weight, std=D**-0.5)  # as large as sinusoids
     model.position, kind = POSITIONS[name]()  # type: ignore[assignment]
     for layer in model.stack.layers:
-        old = layer.self_attention.state_dict()
-        layer.self_attention = kind(D, H)  # type: ignore[assignment]
-        layer.self_attention.load_state_dict(old)  # type: ignore[union-attr]
+        attention = kind(D, H)
+        attention.load_state_dict(layer.get_submodule("self_attention").state_dict())
+        layer.self_attention = attention
     train(
         model,
         text_windows(novels[0], TRAINED, 16, seed),

@@ -15,7 +15,7 @@ from transformer_lib.embeddings import rotate
 def check_cache_bytes(attempt: Callable[[int, int, int, int, int, int], int]) -> None:
     """Check the bytes of a cache: each factor that can be forgotten."""
     for layers, heads, key_heads, d_k, length, size in (
-        (3, 12, 4, 10, 7, 4),
+        (3, 12, 6, 10, 7, 4),
         (32, 32, 8, 128, 4096, 2),
     ):
         answer = attempt(layers, heads, key_heads, d_k, length, size)
