@@ -2,7 +2,7 @@
 
 python -m experiments.27_changes [processes]
 
-A quarter of an hour of CPU time, in two processes of one thread. Interrupted, it goes on where it stopped. Writes
+Twenty minutes of CPU time, in two processes of one thread. Interrupted, it goes on where it stopped. Writes
 transformer_lib/book/results/changes.json.
 """
 
@@ -21,7 +21,6 @@ from transformer_lib.book import changes
 
 SEEDS = (1, 2, 3)
 BASE_SEEDS = (1, 2, 3, 4, 5)
-NOVEL_STEPS = 300
 EQUAL = 0.05  # costs that are closer than this count as the same
 _task: Any = None
 
@@ -30,8 +29,6 @@ def work(kind: str, name: str, seed: int, steps: int) -> Any:
     """One run, in a process that keeps its data."""
     global _task
     torch.set_num_threads(1)
-    if kind == "positions":
-        return changes.run_positions(name, seed, steps, changes.read_novels())
     if _task is None:
         _task = changes.make_task()
     return (
@@ -47,9 +44,6 @@ def main() -> None:
         base=asdict(changes.BASE),
         steps=changes.STEPS,
         max_tokens=changes.MAX_TOKENS,
-        novel_steps=NOVEL_STEPS,
-        trained=changes.TRAINED,
-        tested=changes.TESTED,
     )
 
     def planned() -> Iterator[tuple[str, tuple[str, str, int, int]]]:
@@ -57,8 +51,6 @@ def main() -> None:
         for seed in BASE_SEEDS:
             for name in changes.ROWS if seed in SEEDS else ["base"]:
                 yield f"{name} | seed {seed}", ("row", name, seed, changes.STEPS)
-            for name in changes.POSITIONS if seed in SEEDS else []:
-                yield f"{name} | novels | seed {seed}", ("positions", name, seed, NOVEL_STEPS)
 
     def at_equal_time() -> Iterator[tuple[str, tuple[str, str, int, int]]]:
         for name, ratio in sorted(results["costs"].items(), key=lambda item: -item[1]):

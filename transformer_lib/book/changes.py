@@ -17,19 +17,10 @@ from torch import Tensor, nn
 from transformer_lib.attention import (
     AlibiAttention,
     GroupedQueryAttention,
-    MultiHeadAttention,
     RotaryAttention,
 )
 from transformer_lib.book.variations import load_task
-from transformer_lib.embeddings import NoPositions, SinusoidalPositionalEncoding
-from transformer_lib.language_model import (
-    LanguageModel,
-    LanguageModelConfig,
-    encode_stream,
-    load_austen,
-    load_language_model,
-    text_windows,
-)
+from transformer_lib.embeddings import NoPositions
 from transformer_lib.layers import FeedForward, GatedFeedForward, QueryKeyNorm, RMSNorm
 from transformer_lib.pairs import Example, encode_pairs, endless_batches, load_pairs, token_batches
 from transformer_lib.training import (
@@ -37,7 +28,6 @@ from transformer_lib.training import (
     backward,
     evaluate_loss,
     make_optimizer,
-    next_token_loss,
     train,
     translation_loss,
 )
@@ -373,54 +363,4 @@ def cost_ratios(task: Task, rounds: int = 40) -> dict[str, float]:
     return {
         name: round(median(a / b for a, b in zip(found[2:], seconds["base"][2:], strict=True)), 3)
         for name, found in seconds.items()
-    }
-
-
-#: What tells a language model's attention where its tokens stand.
-POSITIONS: dict[str, Callable[[], tuple[nn.Module, type[MultiHeadAttention]]]] = {
-    "sinusoids": lambda: (SinusoidalPositionalEncoding(D), MultiHeadAttention),
-    "no positions": lambda: (NoPositions(), MultiHeadAttention),
-    "rotary": lambda: (NoPositions(), RotaryAttention),
-    "ALiBi": lambda: (NoPositions(), AlibiAttention),
-}
-TRAINED, TESTED = 32, 256  # tokens
-
-
-def read_novels() -> tuple[Tensor, Tensor]:
-    """Some of Jane Austen's text to learn from, and some of another novel: ids (tokens,) twice."""
-    _, tokenizer = load_language_model("austen")
-    learned, held_out = load_austen("train")[0][:800_000], load_austen("test")[0][:100_000]
-    return encode_stream(tokenizer, [learned]), encode_stream(tokenizer, [held_out])
-
-
-def run_positions(
-    name: str, seed: int, steps: int, novels: tuple[Tensor, Tensor]
-) -> dict[str, Any]:
-    """Train a small language model on short windows, and read longer ones."""
-    torch.manual_seed(seed)
-    config = LanguageModelConfig(2000, D, H, D_FF, num_layers=1, dropout=0.0)
-    model = LanguageModel(config)
-    nn.init.normal_(model.embedding.weight, std=D**-0.5)  # as large as sinusoids
-    model.position, kind = POSITIONS[name]()  # type: ignore[assignment]
-    for layer in model.stack.layers:
-        attention = kind(D, H)
-        attention.load_state_dict(layer.get_submodule("self_attention").state_dict())
-        layer.self_attention = attention
-    train(
-        model,
-        text_windows(novels[0], TRAINED, 16, seed),
-        next_token_loss,
-        settings=TrainingSettings(steps, label_smoothing=0.0, report_every=steps),
-        rate=lambda step: 0.005 * SCHEDULES["linear"](min(step, steps - 0.5) / steps),
-    )
-    text = novels[1][: len(novels[1]) // (TESTED + 1) * (TESTED + 1)].view(-1, TESTED + 1)[:64]
-    with torch.no_grad():
-        logits = model(text[:, :-1]).transpose(1, 2)  # (windows, vocab_size, TESTED)
-        nats = F.cross_entropy(logits, text[:, 1:], reduction="none").mean(dim=0)  # (TESTED,)
-    pieces = nats.view(-1, 16).mean(dim=1)
-    return {
-        "row": name,
-        "seed": seed,
-        "steps": steps,
-        "by_position": [round(x, 4) for x in pieces.tolist()],
     }
