@@ -254,8 +254,6 @@ class GroupedQueryAttention(MultiHeadAttention):
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
     ) -> Tensor:
-        key = key.repeat_interleave(
-            query.size(1) // key.size(1), dim=1
-        )  # (batch, heads, keys, d_k)
-        value = value.repeat_interleave(query.size(1) // value.size(1), dim=1)
+        group = query.size(1) // key.size(1)  # heads that share
+        key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
         return super().attend(query, key, value, attn_mask, is_causal)

@@ -256,8 +256,8 @@ ROWS: dict[str, Recipe] = {
     "1 of 4 experts": Recipe(
         lambda m: swap(m, "feed_forward", lambda: Experts(D, D_FF, 4, 1)), loss=balanced_loss
     ),
-    "all of them, AdamW": Recipe(todays, optimizer=adamw, schedule="cosine"),
-    "all of them, Muon": Recipe(todays, optimizer=Muon, schedule="cosine"),
+    "together, AdamW": Recipe(todays, optimizer=adamw, schedule="cosine"),
+    "together, Muon": Recipe(todays, optimizer=Muon, schedule="cosine"),
 }
 
 
