@@ -4,9 +4,12 @@ Every idea comes out of a chapter of the book; this file is written by tools/exp
 """
 
 from transformer_lib.attention import (
+    AlibiAttention,
+    GroupedQueryAttention,
     HeadMaps,
     KeyValueCache,
     MultiHeadAttention,
+    RotaryAttention,
     attention_weights,
     causal_mask,
     padding_mask,
@@ -65,8 +68,10 @@ from transformer_lib.door import (
 )
 from transformer_lib.embeddings import (
     LearnedPositionalEncoding,
+    NoPositions,
     SinusoidalPositionalEncoding,
     TokenEmbedding,
+    rotate,
     sinusoidal_positions,
 )
 from transformer_lib.evaluation import BleuScore, bleu, bootstrap_interval, chrf, tokenize_13a
@@ -104,8 +109,11 @@ from transformer_lib.layers import (
     Dropout,
     EncoderLayer,
     FeedForward,
+    GatedFeedForward,
     LayerNorm,
+    QueryKeyNorm,
     ResidualConnection,
+    RMSNorm,
 )
 from transformer_lib.pairs import (
     Batch,
@@ -195,6 +203,7 @@ __all__ = [
     "PAD_ID",
     "SPECIAL_TOKENS",
     "AdditiveSimilarity",
+    "AlibiAttention",
     "AttentionPooling",
     "Batch",
     "BilinearSimilarity",
@@ -210,7 +219,9 @@ __all__ = [
     "FeedForward",
     "Finding",
     "GRUCell",
+    "GatedFeedForward",
     "GeluFeedForward",
+    "GroupedQueryAttention",
     "HeadMaps",
     "Hypothesis",
     "IncrementalDecoder",
@@ -228,13 +239,17 @@ __all__ = [
     "MarianPositionalEncoding",
     "MaskedLanguageModel",
     "MultiHeadAttention",
+    "NoPositions",
     "Pair",
     "Progress",
+    "QueryKeyNorm",
+    "RMSNorm",
     "RNNCell",
     "RecurrentConfig",
     "RecurrentState",
     "RecurrentTranslator",
     "ResidualConnection",
+    "RotaryAttention",
     "SinusoidalPositionalEncoding",
     "Stack",
     "TokenEmbedding",
@@ -321,6 +336,7 @@ __all__ = [
     "read_tensors",
     "record_attention",
     "record_stream",
+    "rotate",
     "sample",
     "save_checkpoint",
     "save_tokenizer",

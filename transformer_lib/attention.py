@@ -1,6 +1,6 @@
 """Masks, scaled dot-product attention and multi-head attention, with its key-value cache.
 
-Written from chapters 5, 6, 25 of the book: edit the chapter, then `make sync`.
+Written from chapters 5, 6, 25, 27 of the book: edit the chapter, then `make sync`.
 """
 
 from collections.abc import Callable
@@ -10,12 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transformer_lib.door import check_attention, check_numbers, check_tokens
+from transformer_lib.embeddings import rotate
 from transformer_lib.similarity import masked_softmax, scaled_dot_similarity
 
 __all__ = [
+    "AlibiAttention",
+    "GroupedQueryAttention",
     "HeadMaps",
     "KeyValueCache",
     "MultiHeadAttention",
+    "RotaryAttention",
     "attention_weights",
     "causal_mask",
     "padding_mask",
@@ -197,3 +201,59 @@ class MultiHeadAttention(HeadMaps):
         heads = self.attend(q, k, v, attn_mask, is_causal)  # (batch, heads, queries, d_k)
         output: Tensor = self.output_projection(heads.transpose(1, 2).flatten(-2))
         return output  # (batch, queries, d_model)
+
+
+class RotaryAttention(MultiHeadAttention):
+    """Self-attention that turns queries and keys by their positions (Su et al., 2021).
+
+    A score then depends on how far apart the two stand. The arguments are HeadMaps'; d_k is even.
+    """
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
+    ) -> Tensor:
+        at = torch.arange(key.size(-2), device=key.device)  # (keys,); the last query stands there,
+        query, key = rotate(query, at[-query.size(-2) :]), rotate(key, at)  # beside the last key
+        return super().attend(query, key, value, attn_mask, is_causal)
+
+
+class AlibiAttention(MultiHeadAttention):
+    """Self-attention whose scores fall with the distance, in each head at another slope.
+
+    Press et al., 2022: of h heads, head j, from 1 on, takes away 2^(-8 j / h) a position. Among
+    keys after the query, which the paper has none of, distances count alike.
+    """
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
+    ) -> Tensor:
+        heads, queries = query.size(1), query.size(-2)
+        at = torch.arange(key.size(-2), device=key.device)  # (keys,)
+        distance = (at[-queries:, None] - at).abs()  # (queries, keys)
+        slope = 2.0 ** (-8 * torch.arange(1, heads + 1, device=key.device) / heads)  # (heads,)
+        scores = scaled_dot_similarity(query, key) - slope[:, None, None] * distance
+        weights = masked_softmax(scores, _allowed(query, key, attn_mask, is_causal))
+        return F.dropout(weights, self.dropout, self.training) @ value
+
+
+class GroupedQueryAttention(MultiHeadAttention):
+    """Attention of which groups of query heads share one head of keys and one of values.
+
+    Ainslie et al., 2023; with one such head it is Shazeer's multi-query attention, 2019. A cache
+    holds num_key_heads instead of num_heads, which they divide (ValueError).
+    """
+
+    def __init__(self, d_model: int, num_heads: int, num_key_heads: int) -> None:
+        super().__init__(d_model, num_heads)
+        check_numbers(int, 1, num_heads, num_key_heads=num_key_heads)
+        if num_heads % num_key_heads:
+            raise ValueError(f"{num_key_heads} key heads do not divide {num_heads} heads")
+        self.key_projection = nn.Linear(d_model, num_key_heads * self.d_k)
+        self.value_projection = nn.Linear(d_model, num_key_heads * self.d_k)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
+    ) -> Tensor:
+        group = query.size(1) // key.size(1)  # heads that share
+        key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
+        return super().attend(query, key, value, attn_mask, is_causal)

@@ -1,6 +1,6 @@
 """Token embeddings and positional encodings.
 
-Written from chapters 7, 8 of the book: edit the chapter, then `make sync`.
+Written from chapters 7, 8, 27 of the book: edit the chapter, then `make sync`.
 """
 
 import math
@@ -15,8 +15,10 @@ from transformer_lib.door import check_numbers
 
 __all__ = [
     "LearnedPositionalEncoding",
+    "NoPositions",
     "SinusoidalPositionalEncoding",
     "TokenEmbedding",
+    "rotate",
     "sinusoidal_positions",
 ]
 
@@ -107,3 +109,25 @@ class TokenEmbedding(nn.Module):
     def project(self, x: Tensor) -> Tensor:
         """Logits, x times each row, without the factor: (..., d_model) -> (..., vocab_size)."""
         return F.linear(x, self.weight)
+
+
+def rotate(x: Tensor, position: Tensor, base: float = 10_000.0) -> Tensor:
+    """Turn each pair of features, slower from pair to pair, by its position (Su et al., 2021).
+
+    (..., length, d), positions (length,) -> (..., length, d). Features i and i + d/2 make a pair,
+    as in the Llama models: it is turned by position * base^(-2i / d).
+    """
+    half = x.size(-1) // 2
+    frequency = base ** (-torch.arange(half, dtype=torch.float64, device=x.device) / half)
+    angle = torch.outer(position.to(frequency), frequency)  # (length, half)
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    first, second = x.chunk(2, dim=-1)  # (..., length, half) twice
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+class NoPositions(nn.Module):
+    """Adds nothing: for a model whose attention knows where its tokens stand."""
+
+    def forward(self, x: Tensor, offset: int = 0) -> Tensor:
+        """(batch, length, d_model), unchanged."""
+        return x

@@ -1,9 +1,10 @@
 """Feed-forward network, layer norm, residual connection, encoder and decoder layer.
 
-Written from chapters 8, 9, 10, 11, 25 of the book: edit the chapter, then `make sync`.
+Written from chapters 8, 9, 10, 11, 25, 27 of the book: edit the chapter, then `make sync`.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,10 @@ __all__ = [
     "Dropout",
     "EncoderLayer",
     "FeedForward",
+    "GatedFeedForward",
     "LayerNorm",
+    "QueryKeyNorm",
+    "RMSNorm",
     "ResidualConnection",
 ]
 
@@ -192,3 +196,60 @@ class Dropout(nn.Dropout):
         draws = draws.view(torch.int16)[:count].view(input.shape)  # from -32,768 to 32,767
         mask = (draws >= dropped - 32_768).to(input.dtype)  # 0 or 1
         return input * mask.mul_(65_536 / (65_536 - dropped))
+
+
+class RMSNorm(nn.Module):
+    """Root mean square 1 over the features of each position, then a gain.
+
+    Zhang and Sennrich, 2019: a LayerNorm without mean and shift. eps is added to the mean square.
+    """
+
+    def __init__(self, d_model: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        check_numbers(int, 1, d_model=d_model)
+        check_numbers(float, 1e-30, eps=eps)
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(d_model))  # the gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d_model) -> (..., d_model)"""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class GatedFeedForward(nn.Module):
+    """(silu(x W_1) * (x W_3)) W_2, SwiGLU: one map says how much of the other goes on.
+
+    Shazeer, 2020; no biases. It has three matrices: with 2/3 of the inner width of a FeedForward,
+    as many weights.
+    """
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        check_numbers(int, 1, d_model=d_model, d_ff=d_ff)
+        self.gate = nn.Linear(d_model, d_ff, bias=False)  # W_1
+        self.inner = nn.Linear(d_model, d_ff, bias=False)  # W_3
+        self.outer = nn.Linear(d_ff, d_model, bias=False)  # W_2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d_model) -> (..., d_model)"""
+        hidden = F.silu(self.gate(x)) * self.inner(x)  # (..., d_ff)
+        output: Tensor = self.outer(hidden)  # (..., d_model)
+        return output
+
+
+class QueryKeyNorm(MultiHeadAttention):
+    """Attention that normalizes each head's queries and keys: scores cannot grow with them.
+
+    Henry et al., 2020; with RMSNorm, as in models of today. The arguments are those of the class
+    that it is combined with.
+    """
+
+    def __init__(self, *sizes: Any, **options: Any) -> None:
+        super().__init__(*sizes, **options)
+        self.query_norm, self.key_norm = RMSNorm(self.d_k), RMSNorm(self.d_k)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
+    ) -> Tensor:
+        query, key = self.query_norm(query), self.key_norm(key)
+        return super().attend(query, key, value, attn_mask, is_causal)

@@ -16,13 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transformer_lib.attention import (
+    AlibiAttention,
+    GroupedQueryAttention,
     KeyValueCache,
     MultiHeadAttention,
-    scaled_dot_product_attention,
+    RotaryAttention,
 )
+from transformer_lib.book.changes import Experts
 from transformer_lib.checkpoint import load_checkpoint, save_checkpoint
 from transformer_lib.decoding import IncrementalDecoder, beam_search, greedy_decode, sample
+from transformer_lib.embeddings import NoPositions
 from transformer_lib.inspection import record_attention
+from transformer_lib.layers import GatedFeedForward, QueryKeyNorm, RMSNorm
 from transformer_lib.pairs import Batch
 from transformer_lib.training import evaluate_loss, make_optimizer, translation_loss
 from transformer_lib.transformer import Transformer
@@ -37,21 +42,6 @@ class GeluFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outer(F.gelu(self.inner(x)))
-
-
-class GatedFeedForward(nn.Module):
-    """SwiGLU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate, self.inner = (
-            nn.Linear(D_MODEL, 24, bias=False),
-            nn.Linear(D_MODEL, 24, bias=False),
-        )
-        self.outer = nn.Linear(24, D_MODEL, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.outer(F.silu(self.gate(x)) * self.inner(x))
 
 
 def positions(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,14 +69,6 @@ class BiasedAttention(MultiHeadAttention):
         return scores.softmax(dim=-1) @ value
 
 
-class AlibiAttention(BiasedAttention):
-    """Press et al. (2022): a slope for each head."""
-
-    def bias(self, distance: Tensor) -> Tensor:
-        slopes = 0.5 ** torch.arange(1, self.num_heads + 1)
-        return -slopes[:, None, None] * distance.abs()
-
-
 class RelativeAttention(BiasedAttention):
     """A learned bias for each head and distance, as in T5 (Raffel et al., 2020) but for its buckets."""
 
@@ -98,44 +80,8 @@ class RelativeAttention(BiasedAttention):
         return self.table[:, distance.clamp(-4, 4) + 4]
 
 
-class RotaryAttention(MultiHeadAttention):
-    """Su et al. (2021): queries and keys are turned by their positions."""
-
-    def turn(self, x: Tensor, at: Tensor) -> Tensor:
-        angle = at[:, None] * 100.0 ** -torch.linspace(0, 1, self.d_k // 2)
-        first, second = x.chunk(2, dim=-1)
-        turned = (
-            first * angle.cos() - second * angle.sin(),
-            first * angle.sin() + second * angle.cos(),
-        )
-        return torch.cat(turned, dim=-1)
-
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
-    ) -> Tensor:
-        rows, columns = positions(query, key)
-        query, key = self.turn(query, rows), self.turn(key, columns)
-        return scaled_dot_product_attention(query, key, value, attn_mask, 0.0, is_causal)
-
-
-class GroupedAttention(MultiHeadAttention):
-    """Ainslie et al. (2023): all query heads share one key and one value head."""
-
-    def __init__(self, d_model: int, num_heads: int) -> None:
-        super().__init__(d_model, num_heads)
-        self.key_projection = nn.Linear(d_model, self.d_k)
-        self.value_projection = nn.Linear(d_model, self.d_k)
-
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
-    ) -> Tensor:
-        key, value = (x.expand(-1, self.num_heads, -1, -1) for x in (key, value))
-        return super().attend(query, key, value, attn_mask, is_causal)
-
-
-class NoPosition(nn.Module):
-    def forward(self, x: Tensor, offset: int = 0) -> Tensor:
-        return x
+class TodaysAttention(QueryKeyNorm, RotaryAttention, GroupedQueryAttention):
+    """Three at once: each does its part of attend."""
 
 
 def layers(model: Transformer) -> list[nn.Module]:
@@ -157,7 +103,7 @@ def swap_attention(
         for layer in layers(model):
             layer.self_attention = kind(D_MODEL, NUM_HEADS)
         if own_positions:
-            model.position = NoPosition()
+            model.position = NoPositions()
 
     return swap
 
@@ -166,8 +112,8 @@ def swap_norms(model: Transformer) -> None:
     for layer in layers(model):
         for name, part in layer.named_children():
             if name.startswith("residual"):
-                part.norm = nn.RMSNorm(D_MODEL)
-    model.encoder.norm, model.decoder.norm = nn.RMSNorm(D_MODEL), nn.RMSNorm(D_MODEL)
+                part.norm = RMSNorm(D_MODEL)
+    model.encoder.norm, model.decoder.norm = RMSNorm(D_MODEL), RMSNorm(D_MODEL)
 
 
 def swap_output(model: Transformer) -> None:
@@ -197,12 +143,17 @@ class DoubledProjection(Transformer):
 SWAPS: dict[str, Callable[[Transformer], None]] = {
     "nothing": lambda model: None,
     "GELU": swap_feed_forward(GeluFeedForward),
-    "gated feed-forward": swap_feed_forward(GatedFeedForward),
+    "gated feed-forward": swap_feed_forward(lambda: GatedFeedForward(D_MODEL, 24)),
+    "experts": swap_feed_forward(lambda: Experts(D_MODEL, 24, experts=4, chosen=2)),
     "RMSNorm": swap_norms,
     "ALiBi": swap_attention(AlibiAttention, own_positions=True),
     "relative bias": swap_attention(RelativeAttention),
     "rotary": swap_attention(RotaryAttention, own_positions=True),
-    "grouped queries": swap_attention(GroupedAttention),
+    "grouped queries": swap_attention(lambda d, heads: GroupedQueryAttention(d, heads, 1)),
+    "query-key norm": swap_attention(QueryKeyNorm),
+    "normalized, rotary, grouped": swap_attention(
+        lambda d, heads: TodaysAttention(d, heads, 1), own_positions=True
+    ),
     "untied output": swap_output,
     "no biases": swap_biases,
     "other head width": swap_width,
