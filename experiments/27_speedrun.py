@@ -9,8 +9,10 @@ transformer_lib/book/results/27_speedrun.json. `make speedrun` trains the last r
 
 import argparse
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -71,8 +73,9 @@ def counts_of(rows: Sequence[Sequence[int]], vocab_size: int) -> Tensor:
     kinds = [sorted(set(row)) for row in rows]
     starts = torch.tensor([0] + [len(row) for row in kinds]).cumsum(0)
     columns = torch.tensor([token for row in kinds for token in row])
-    shape = (len(rows), vocab_size)
-    return torch.sparse_csr_tensor(starts, columns, torch.ones(len(columns)), shape)
+    ones, shape = torch.ones(len(columns)), (len(rows), vocab_size)
+    with warnings.catch_warnings(action="ignore"):  # torch: sparse rows are in beta state
+        return torch.sparse_csr_tensor(starts, columns, ones, shape, check_invariants=False)
 
 
 def more_than_chance(together: Tensor, discount: float) -> Tensor:
@@ -273,9 +276,9 @@ class _DirectLoss(torch.autograd.Function):
 
 
 class Muon:
-    """Momentum, made orthogonal: matrices of one shape at once (Jordan et al., 2024).
+    """Momentum, made nearly orthogonal: matrices of one shape at once (Jordan et al., 2024).
 
-    The polynomials that do it are those of the Polar Express (Amsel et al., 2025).
+    Four steps, with the first four polynomials of the Polar Express (Amsel et al., 2025).
     """
 
     POLYNOMIALS = (
@@ -353,12 +356,26 @@ def learn(model: SpeedTransformer, batches: Iterator[Any], recipe: Recipe) -> No
         with torch.no_grad():
             for copy, weight in zip(kept, weights, strict=True):
                 weight.copy_(copy)
-        if step % max(1, recipe.steps // 10) == 0:
-            print(f"{step:5d}  loss {loss.item() / len(targets):.2f}", flush=True)
     model.float()
     with torch.no_grad():
         for copy, weight in zip(kept, model.parameters(), strict=True):
             weight.copy_(copy)
+
+
+def fit(model: SpeedTransformer, batches: Iterator[Any], recipe: Recipe) -> None:
+    """Train a model as its recipe has it: by the library's loop, or in half the bits."""
+    if recipe.half:
+        learn(model, batches, recipe)
+        return
+    settings = TrainingSettings(
+        recipe.steps,
+        warmup_steps=max(1, recipe.steps // 3),
+        cool_down_steps=recipe.steps * 2 // 3,
+        label_smoothing=recipe.label_smoothing,
+        bfloat16=recipe.autocast,
+        report_every=max(1, recipe.steps // 8),
+    )
+    train(model, batches, settings=settings)
 
 
 def load(vocab_size: int) -> tuple[Tokenizer, list[Example]]:
@@ -378,19 +395,7 @@ def run(
     model = SpeedTransformer(recipe)
     if recipe.counted:
         model.start_from(count(examples, recipe.vocab_size, recipe.d_model))
-    batches = endless_batches(examples, recipe.max_tokens, seed)
-    if recipe.half:
-        learn(model, batches, recipe)
-    else:
-        settings = TrainingSettings(
-            recipe.steps,
-            warmup_steps=recipe.steps // 3,
-            cool_down_steps=recipe.steps * 2 // 3,
-            label_smoothing=recipe.label_smoothing,
-            bfloat16=recipe.autocast,
-            report_every=recipe.steps // 8,
-        )
-        train(model, batches, settings=settings, on_report=lambda p: print(p, flush=True))
+    fit(model, endless_batches(examples, recipe.max_tokens, seed), recipe)
     cost = {
         "parameters": count_parameters(model),
         "steps": recipe.steps,
@@ -449,39 +454,110 @@ def tried() -> list[Rung]:
     ]
 
 
+def results() -> Results:
+    """What is there by now: read anew each time, since another process may have written."""
+    clock = "2,400 steps of the first rung"
+    return Results("27_speedrun", "python -m experiments.27_speedrun", clock=clock)
+
+
 def record(name: str, seed: int) -> None:
     """Run one rung with one seed, if it is not there, and write it down."""
-
-    def results() -> Results:  # read anew: another process may have written
-        return Results(
-            "27_speedrun",
-            "python -m experiments.27_speedrun",
-            clock="2,400 steps of the first rung",
-        )
-
     key = f"{name} | seed {seed}"
     if key in results():
         return
-    rungs = {rung.name: rung for rung in ladder() + tried()}
-    rung = rungs[name]
+    rung = {rung.name: rung for rung in ladder() + tried()}[name]
     cost, translator = run(rung.recipe, seed, load(rung.recipe.vocab_size))
     row = {"rung": name, "why": rung.why, "seed": seed, "recipe": asdict(rung.recipe), **cost}
     row["validation"] = score(translator, "validation")
-    if name in (ladder()[0].name, ladder()[-1].name):  # the rest is not to be chosen by it
+    if name in (ladder()[0].name, ladder()[-1].name):  # the others are never shown the test set
         row["test"] = score(translator, "test")
     results()[key] = row
     print(key, row, flush=True)
 
 
+def measure(rounds: int = 7, seed: int = 1) -> dict[str, Any]:
+    """What a step of each rung costs, and what its model knows before the first step.
+
+    The rungs take turns, a few steps each, so that all of them meet the same busy machine. The
+    first round is thrown away.
+    """
+    rungs = [rung for rung in ladder() + tried() if rung.name != "no smoothing"]
+    measured: dict[str, Any] = {}
+    running = {}
+    for rung in rungs:
+        recipe = rung.recipe
+        tokenizer, examples = load(recipe.vocab_size)
+        torch.manual_seed(seed)
+        start = time.process_time()
+        model = SpeedTransformer(recipe)
+        if recipe.counted:
+            model.start_from(count(examples, recipe.vocab_size, recipe.d_model))
+        before = time.process_time() - start
+        held_out = token_batches(encode_pairs(load_pairs("validation"), tokenizer), 2048, seed=0)
+        measured[rung.name] = {
+            "steps": recipe.steps,
+            "before": round(before, 1),
+            "loss_before": round(evaluate_loss(model, held_out), 3),
+            "milliseconds": [],
+        }
+        running[rung.name] = model, endless_batches(examples, recipe.max_tokens, seed)
+    for number in range(rounds):
+        for rung in rungs:
+            model, batches = running[rung.name]
+            few = replace(rung.recipe, steps=8 if rung.recipe.max_tokens > 512 else 16)
+            start = time.process_time()
+            fit(model, batches, few)
+            if number > 0:
+                spent = (time.process_time() - start) / few.steps
+                measured[rung.name]["milliseconds"].append(round(spent * 1e3, 1))
+    first = measured[rungs[0].name]["milliseconds"]
+    for row in measured.values():
+        times = [own / base for own, base in zip(row["milliseconds"], first, strict=True)]
+        row["of_the_first"] = round(median(times), 3)
+        # In steps of the first rung, of which 2,400 may be spent
+        row["spent"] = round(
+            row["steps"] * row["of_the_first"] + 1e3 * row["before"] / median(first)
+        )
+    return measured
+
+
+def race(seed: int) -> None:
+    """Train the last rung once, as fast as this machine can; say how far it came."""
+    rung = ladder()[-1]
+    task = load(rung.recipe.vocab_size)
+    cost, translator = run(rung.recipe, seed, task)
+    ours = score(translator, "validation")["bleu"]
+    print(
+        f"\n{cost['seconds']:.0f} seconds on {torch.get_num_threads()} threads: BLEU {ours:.1f}\n"
+    )
+    print("validation   steps   rung")
+    there = results()
+    for rung in ladder():
+        rows = [there[key] for key in there.notes["runs"] if key.startswith(f"{rung.name} |")]
+        if rows:
+            points = sum(row["validation"]["bleu"] for row in rows) / len(rows)
+            print(f"{points:10.1f} {rung.recipe.steps:7,d}   {rung.name}: {rung.why}")
+    print("\nA better recipe for the same cost? Add a rung to experiments/27_speedrun.py.")
+
+
 def main() -> None:
-    """Run what is not there yet, on one thread; or one rung with one seed."""
+    """Run what is not there yet, on one thread; or one rung with one seed; or race."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rung", help="run this one alone")
+    parser.add_argument("--measure", action="store_true", help="only measure the steps' costs")
+    parser.add_argument("--race", action="store_true", help="the last rung on two threads, now")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(2 if options.race else 1)
+    if options.race:
+        race(options.seed)
+        return
     if options.rung:
         record(options.rung, options.seed)
+        return
+    if "costs" not in results():
+        results()["costs"] = measure()
+    if options.measure:
         return
     names = [rung.name for rung in ladder()]
     for seed in (1, 2, 3):
