@@ -500,6 +500,7 @@ def measure(rounds: int = 6, seed: int = 1) -> dict[str, Any]:
         before = time.process_time() - start
         held_out = token_batches(encode_pairs(load_pairs("validation"), tokenizer), 2048, seed=0)
         measured[rung.name] = {
+            "tried": rung in tried(),
             "steps": recipe.steps,
             "before": round(before, 1),
             "loss_before": round(evaluate_loss(model, held_out), 3),
