@@ -109,6 +109,18 @@ def test_it_learns(muon: float) -> None:
     assert loss() < before - 0.5, f"{before:.2f} became {loss():.2f}"
 
 
+def test_few_shapes_lose_no_token_of_a_row() -> None:
+    whole = make_batch(EXAMPLES[:23])
+    few = speedrun.few_shapes(whole)
+    assert few.source.shape[0] == few.target_in.shape[0] == 20
+    for name in ("source", "target_in", "target_out"):
+        before, after = getattr(whole, name), getattr(few, name)
+        assert after.size(1) % 4 == 0
+        assert torch.equal(after[:, : before.size(1)], before[:20])
+        assert (after[:, before.size(1) :] == whole.pad_id).all()
+    assert speedrun.few_shapes(make_batch(EXAMPLES[:3])).source.size(0) == 3
+
+
 def test_muon_moves_in_all_directions_about_alike() -> None:
     torch.manual_seed(1)
     weight, gradient = torch.zeros(8, 24), torch.randn(8, 24) * 10.0 ** -(torch.arange(24.0) ** 0.3)
