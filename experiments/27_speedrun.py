@@ -454,10 +454,10 @@ class Rung(NamedTuple):
 def ladder() -> list[Rung]:
     """The records, oldest first. Steps: as many as cost 2,400 of the first (see `calibrate`)."""
     first = Recipe()
-    lean = replace(first, half=True, rate=0.003, warm_up=1 / 3, cool_down=2 / 3, steps=3000)
-    large = replace(lean, vocab_size=4000, max_tokens=1024, warm_up=0.1, cool_down=0.7, steps=1740)
-    counted = replace(large, counted=True, steps=1700)
-    beside = replace(counted, distance=True, position=0.25, steps=1700)
+    lean = replace(first, half=True, rate=0.003, warm_up=1 / 3, cool_down=2 / 3, steps=2800)
+    large = replace(lean, vocab_size=4000, max_tokens=1024, warm_up=0.1, cool_down=0.7, steps=1620)
+    counted = replace(large, counted=True, steps=1580)
+    beside = replace(counted, distance=True, position=0.25, steps=1580)
     return [
         Rung("the paper's recipe", "chapter 15's live run", first),
         Rung("half the bits", "bfloat16 all through, and the loss's gradient written out", lean),
@@ -473,7 +473,7 @@ def tried() -> list[Rung]:
     return [
         Rung("a higher rate", "0.006 at its peak", replace(last, rate=0.006)),
         Rung(
-            "Muon", "its products take a seventh of the steps", replace(last, muon=0.02, steps=1460)
+            "Muon", "its products take a seventh of the steps", replace(last, muon=0.02, steps=1360)
         ),
         Rung(
             "no smoothing",
