@@ -187,7 +187,7 @@ class SpeedTransformer(Transformer):
             for attention in self.crossing:
                 attention.distances = nn.Parameter(-0.2 * far.repeat(4, 1))
         self.tables: nn.ParameterDict | None = None
-        self.bias = nn.Parameter(torch.zeros(recipe.vocab_size))
+        self.bias = nn.Parameter(torch.zeros(recipe.vocab_size)) if recipe.half else None
 
     @torch.no_grad()
     def start_from(self, counts: Counts) -> None:
@@ -210,7 +210,8 @@ class SpeedTransformer(Transformer):
 
     def project(self, hidden: Tensor) -> Tensor:
         """As Transformer's, with a bias."""
-        return super().project(hidden) + self.bias
+        logits = super().project(hidden)
+        return logits if self.bias is None else logits + self.bias
 
     def placed(self, x: Tensor, first: int = 0) -> Tensor:
         """Vectors of tokens, of length about 1, with their positions (batch, length, d_model)."""

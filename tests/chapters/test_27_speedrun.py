@@ -11,6 +11,7 @@ import torch
 from transformer_lib.decoding import IncrementalDecoder
 from transformer_lib.pairs import Example, endless_batches, make_batch
 from transformer_lib.training import cross_entropy_sum
+from transformer_lib.transformer import Transformer, TransformerConfig
 
 speedrun = import_module("experiments.27_speedrun")
 STORED = json.loads(
@@ -18,6 +19,7 @@ STORED = json.loads(
 )
 LADDER = speedrun.ladder()
 LAST = replace(LADDER[-1].recipe, vocab_size=40, d_model=16, d_ff=32, max_tokens=64, steps=30)
+CHAPTER_15 = TransformerConfig(2000, 128, 4, 512, 2, 2, dropout=0.0, norm_first=True)
 # A toy language: the translation of token i is token i + 15
 SOURCES = [[3 + (7 * i + j * (1 + i % 3)) % 15 for j in range(2 + i % 5)] for i in range(60)]
 EXAMPLES = [Example([*row, 2], [token + 15 for token in row]) for row in SOURCES]
@@ -51,6 +53,17 @@ def test_the_direct_loss_is_the_librarys() -> None:
         wanted = torch.autograd.grad(theirs, (hidden, weight, bias))
         for one, other in zip(got, wanted, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_the_first_rung_is_chapter_15s_model() -> None:
+    torch.manual_seed(3)
+    ours = speedrun.SpeedTransformer(LADDER[0].recipe)
+    torch.manual_seed(3)
+    theirs = Transformer(ours.config)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    batch = make_batch(EXAMPLES[:8])
+    assert torch.equal(ours(batch.source, batch.target_in), theirs(batch.source, batch.target_in))
+    assert ours.config == CHAPTER_15
 
 
 def test_counting_by_hand() -> None:
