@@ -455,9 +455,9 @@ class Rung(NamedTuple):
 def ladder() -> list[Rung]:
     """The records, oldest first. Steps: as many as cost 2,400 of the first (see `calibrate`)."""
     first = Recipe()
-    lean = replace(first, half=True, rate=0.003, warm_up=1 / 3, cool_down=2 / 3, steps=2800)
-    large = replace(lean, vocab_size=4000, max_tokens=1024, warm_up=0.1, cool_down=0.7, steps=1620)
-    counted = replace(large, counted=True, steps=1580)
+    lean = replace(first, half=True, rate=0.003, warm_up=1 / 3, cool_down=2 / 3, steps=3150)
+    large = replace(lean, vocab_size=4000, max_tokens=1024, warm_up=0.1, cool_down=0.7, steps=1720)
+    counted = replace(large, counted=True, steps=1670)
     beside = replace(counted, distance=True, position=0.25, steps=1580)
     return [
         Rung("the paper's recipe", "chapter 15's live run", first),
