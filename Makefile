@@ -9,7 +9,7 @@ SHIPPED := -p VOCAB_SIZE 6000 -p D_MODEL 256 -p NUM_HEADS 4 -p D_FF 512 -p NUM_E
   -p DROPOUT 0.15 -p STEPS 11500 -p WARMUP_STEPS 1000 -p COOL_DOWN_STEPS 7000 -p MAX_TOKENS 1024 -p BFLOAT16 True
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lab execute sync stamp train tried bench data release links clean lint types unit notebooks prove site
+.PHONY: help book test lab execute sync stamp train tried speedrun bench data release links clean lint types unit notebooks prove site
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ tried: $(READY)  ## train the variants and the rivals that chapters 3 and 15 sho
 	$(BIN)/python benchmarks/tried.py
 	$(BIN)/python benchmarks/translators.py
 	$(BIN)/python benchmarks/recurrent.py
+
+speedrun: $(READY)  ## train the two-minute translator of chapter 27, and print the ladder of records
+	OMP_NUM_THREADS=2 $(BIN)/python -m experiments.27_speedrun --race
 
 .venv-bench/ready: $(READY) benchmarks/requirements.txt
 	$(PYTHON) -m venv .venv-bench
