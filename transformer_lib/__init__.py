@@ -27,9 +27,8 @@ from transformer_lib.checkpoint import (
 from transformer_lib.convert import (
     MARIAN_NAMES,
     MARIAN_SETTINGS,
-    GeluFeedForward,
+    ActivatedFeedForward,
     MarianEmbedding,
-    MarianFeedForward,
     MarianPositionalEncoding,
     UnscaledEmbedding,
     attention_partners,
@@ -127,7 +126,7 @@ from transformer_lib.pairs import (
     read_pairs,
     token_batches,
 )
-from transformer_lib.parallel import data_parallel, fully_sharded, joined, local_bytes, place, share
+from transformer_lib.parallel import data_parallel, fully_sharded, joined, place, share
 from transformer_lib.recurrent import (
     GRUCell,
     LSTMCell,
@@ -202,6 +201,7 @@ __all__ = [
     "MARIAN_SETTINGS",
     "PAD_ID",
     "SPECIAL_TOKENS",
+    "ActivatedFeedForward",
     "AdditiveSimilarity",
     "AlibiAttention",
     "AttentionPooling",
@@ -220,7 +220,6 @@ __all__ = [
     "Finding",
     "GRUCell",
     "GatedFeedForward",
-    "GeluFeedForward",
     "GroupedQueryAttention",
     "HeadMaps",
     "Hypothesis",
@@ -235,7 +234,6 @@ __all__ = [
     "LearnedPositionalEncoding",
     "Loss",
     "MarianEmbedding",
-    "MarianFeedForward",
     "MarianPositionalEncoding",
     "MaskedLanguageModel",
     "MultiHeadAttention",
@@ -316,7 +314,6 @@ __all__ = [
     "load_language_model",
     "load_pairs",
     "load_tokenizer",
-    "local_bytes",
     "locked",
     "logit_lens",
     "longest_chain",

@@ -5,6 +5,7 @@ Written from chapters 12, 22, 26 of the book: edit the chapter, then `make sync`
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -21,9 +22,8 @@ from transformer_lib.transformer import Transformer, TransformerConfig
 __all__ = [
     "MARIAN_NAMES",
     "MARIAN_SETTINGS",
-    "GeluFeedForward",
+    "ActivatedFeedForward",
     "MarianEmbedding",
-    "MarianFeedForward",
     "MarianPositionalEncoding",
     "UnscaledEmbedding",
     "attention_partners",
@@ -191,13 +191,29 @@ class UnscaledEmbedding(TokenEmbedding):
         return super().forward(tokens) / math.sqrt(self.weight.size(1))
 
 
-class GeluFeedForward(FeedForward):
-    """FeedForward with GELU, approximated by tanh, in place of ReLU."""
+class ActivatedFeedForward(FeedForward):
+    """FeedForward with another activation, by the name that Hugging Face's configs have for it.
+
+    ValueError for one that is not in ACTIVATIONS.
+    """
+
+    ACTIVATIONS: ClassVar[dict[str, Callable[..., Tensor]]] = {
+        "relu": F.relu,
+        "gelu": F.gelu,
+        "gelu_new": partial(F.gelu, approximate="tanh"),
+        "silu": F.silu,
+        "swish": F.silu,
+    }
+
+    def __init__(self, d_model: int, d_ff: int, activation: str) -> None:
+        super().__init__(d_model, d_ff)
+        if activation not in self.ACTIVATIONS:
+            raise ValueError(f"activation {activation!r} is none of {', '.join(self.ACTIVATIONS)}")
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_model) -> (..., d_model)"""
-        hidden = F.gelu(self.inner(x), approximate="tanh")  # (..., d_ff)
-        output: Tensor = self.outer(hidden)  # (..., d_model)
+        output: Tensor = self.outer(self.ACTIVATIONS[self.activation](self.inner(x)))
         return output
 
 
@@ -259,36 +275,10 @@ def from_gpt2(module: Any) -> LanguageModel:
     model = LanguageModel(config)
     model.embedding = UnscaledEmbedding(c.vocab_size, c.n_embd)
     for layer in model.stack.layers:
-        layer.feed_forward = GeluFeedForward(c.n_embd, d_ff)
+        layer.feed_forward = ActivatedFeedForward(c.n_embd, d_ff, "gelu_new")
     model.to(module.transformer.wte.weight)  # its device and dtype
     copy_weights(gpt2_partners(model, module.transformer))
     return model
-
-
-class MarianFeedForward(FeedForward):
-    """The feed-forward network with the activation that a Marian model's config names.
-
-    ValueError for one that is not in ACTIVATIONS.
-    """
-
-    ACTIVATIONS: ClassVar[dict[str, Callable[..., Tensor]]] = {
-        "relu": F.relu,
-        "gelu": F.gelu,
-        "silu": F.silu,
-        "swish": F.silu,
-    }
-
-    def __init__(self, d_model: int, d_ff: int, activation: str = "swish") -> None:
-        super().__init__(d_model, d_ff)
-        if activation not in self.ACTIVATIONS:
-            raise ValueError(f"activation {activation!r} is none of {', '.join(self.ACTIVATIONS)}")
-        self.activation = activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., d_model) -> (..., d_model)"""
-        hidden = self.ACTIVATIONS[self.activation](self.inner(x))  # (..., d_ff)
-        output: Tensor = self.outer(hidden)
-        return output
 
 
 class MarianPositionalEncoding(SinusoidalPositionalEncoding):
@@ -391,7 +381,7 @@ def from_marian(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Tra
     model.embedding = MarianEmbedding(c.vocab_size, c.d_model)
     model.position = MarianPositionalEncoding(c.d_model, c.max_length)
     for layer in [*model.encoder.layers, *model.decoder.layers]:
-        layer.feed_forward = MarianFeedForward(c.d_model, c.d_ff, config["activation_function"])
+        layer.feed_forward = ActivatedFeedForward(c.d_model, c.d_ff, config["activation_function"])
     tensors = {name: weights[marian_name(name)] for name in model.state_dict()}
     tensors["embedding.bias"] = tensors["embedding.bias"].flatten()  # theirs is (1, vocab_size)
     copy_weights([(x, tensors[name]) for name, x in model.state_dict().items()])

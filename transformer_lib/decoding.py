@@ -185,12 +185,7 @@ def _continue(logits: Tensor, total: Tensor, beam_size: int) -> tuple[Tensor, Te
 
 
 def _verdict(
-    finished: list[Hypothesis],
-    texts: Tensor,
-    total: Tensor,
-    limit: int,
-    penalty: list[float],
-    beam_size: int,
+    finished: list[Hypothesis], texts: Tensor, total: Tensor, limit: int, penalty: list[float]
 ) -> list[Hypothesis] | None:
     """The search's result, best first, or None while something unfinished may still win.
 
@@ -201,7 +196,7 @@ def _verdict(
     # What is unfinished can only get less likely; nobody's penalty exceeds the limit's.
     reachable = total[0].item() / penalty[limit]
     if finished and (length == limit or finished[0].score >= reachable):
-        return finished[:beam_size]
+        return finished
     if length < limit:
         return None
     rows = zip(texts.tolist(), total.tolist(), strict=True)
@@ -239,9 +234,9 @@ def _search(
         texts = torch.cat([written[row], token[..., None]], dim=2)  # (active, beam, length + 1)
         still = []
         for i, sentence in enumerate(active):
-            told = total[i], limits[sentence], penalty, beam_size
+            told = total[i], limits[sentence], penalty
             found = _verdict(finished[sentence], texts[i, :, 1:], *told)
-            results[sentence] = found or []
+            results[sentence] = (found or [])[:beam_size]
             still += [i] if found is None else []
         if not still:
             break
@@ -302,7 +297,7 @@ def sample(
     bos_id: int = BOS_ID,
     eos_id: int = EOS_ID,
 ) -> list[list[int]]:
-    """Draw each next token from the model's probabilities.
+    """Draw each next token from the model's probabilities; returns what greedy_decode does.
 
     Args:
         model, source, max_new_tokens, bos_id, eos_id: as in greedy_decode.
@@ -311,9 +306,6 @@ def sample(
         top_p: draw from the fewest tokens only that together have this probability
             (Holtzman et al., 2020).
         generator: where the random numbers come from; torch's own if None.
-
-    Returns:
-        As greedy_decode.
 
     Raises:
         ValueError: for a temperature, top_k or top_p out of range, and for what greedy_decode refuses.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformer_lib.layers import DecoderLayer, EncoderLayer
 from transformer_lib.training import Loss, over_ranks, translation_loss
 
-__all__ = ["data_parallel", "fully_sharded", "joined", "local_bytes", "place", "share"]
+__all__ = ["data_parallel", "fully_sharded", "joined", "place", "share"]
 
 
 #: Groups stay to the end: torch may hang where a model is the last to let go of one.
@@ -110,21 +110,10 @@ def fully_sharded(model: nn.Module) -> nn.Module:
 
     Changes the model itself. Make the optimizer afterwards, and call the model, not its methods.
     """
-    from torch.distributed.fsdp import (
-        fully_shard,
-    )  # not needed by most: importing it takes a second
+    from torch.distributed.fsdp import fully_shard  # not needed by most, and takes a second
 
     for part in model.modules():
         if isinstance(part, EncoderLayer | DecoderLayer):
             fully_shard(part)
     fully_shard(model)
     return model
-
-
-def local_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    """Bytes that this process holds of the weights, their gradients, and the optimizer's state."""
-    weights: list[Any] = list(model.parameters())
-    state = [x for entries in optimizer.state.values() for x in entries.values()]
-    kinds = {"weights": weights, "gradients": [p.grad for p in weights], "optimizer": state}
-    own = {kind: [getattr(x, "_local_tensor", x) for x in xs] for kind, xs in kinds.items()}
-    return {kind: sum(x.nbytes for x in xs if isinstance(x, Tensor)) for kind, xs in own.items()}

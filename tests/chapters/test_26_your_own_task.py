@@ -19,7 +19,7 @@ from transformer_lib.book.checks.chapter_26 import (
     check_split,
 )
 from transformer_lib.convert import (
-    MarianFeedForward,
+    ActivatedFeedForward,
     MarianPositionalEncoding,
     from_marian,
     marian_name,
@@ -190,7 +190,7 @@ def test_config_and_weights_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\[23, 32\]"):
         from_marian(config, weights | {shared: weights[shared][1:]})
     with pytest.raises(ValueError, match="silu"):
-        MarianFeedForward(4, 8, "softplus")
+        ActivatedFeedForward(4, 8, "softplus")
 
 
 # The files

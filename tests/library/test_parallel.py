@@ -149,7 +149,6 @@ def gradients(device: str) -> Any:
         data_parallel,
         fully_sharded,
         joined,
-        local_bytes,
         place,
         share,
     )
@@ -187,7 +186,9 @@ def gradients(device: str) -> Any:
         answer["sharded"] = away(sharded, batch, share())
         optimizer = make_optimizer(sharded)
         optimizer.step()
-        answer["bytes"] = sum(local_bytes(sharded, optimizer).values())
+        states = [x for entries in optimizer.state.values() for x in entries.values()]
+        held = [*sharded.parameters(), *(p.grad for p in sharded.parameters()), *states]
+        answer["bytes"] = sum(getattr(x, "_local_tensor", x).nbytes for x in held)
         answer["weights"] = sum(p.numel() for p in model.parameters())
     return answer
 
