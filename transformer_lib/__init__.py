@@ -110,7 +110,6 @@ from transformer_lib.layers import (
     FeedForward,
     GatedFeedForward,
     LayerNorm,
-    QueryKeyNorm,
     ResidualConnection,
     RMSNorm,
 )
@@ -240,7 +239,6 @@ __all__ = [
     "NoPositions",
     "Pair",
     "Progress",
-    "QueryKeyNorm",
     "RMSNorm",
     "RNNCell",
     "RecurrentConfig",

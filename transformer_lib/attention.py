@@ -220,8 +220,7 @@ class RotaryAttention(MultiHeadAttention):
 class AlibiAttention(MultiHeadAttention):
     """Self-attention whose scores fall with the distance, in each head at another slope.
 
-    Press et al., 2022: of h heads, head j, from 1 on, takes away 2^(-8 j / h) a position. Among
-    keys after the query, which the paper has none of, distances count alike.
+    Press et al., 2022: of h heads, head j, from 1 on, takes away 2^(-8 j / h) a position.
     """
 
     def attend(

@@ -192,10 +192,7 @@ class UnscaledEmbedding(TokenEmbedding):
 
 
 class ActivatedFeedForward(FeedForward):
-    """FeedForward with another activation, by the name that Hugging Face's configs have for it.
-
-    ValueError for one that is not in ACTIVATIONS.
-    """
+    """FeedForward with another activation, by its name in Hugging Face's configs (ValueError)."""
 
     ACTIVATIONS: ClassVar[dict[str, Callable[..., Tensor]]] = {
         "relu": F.relu,

@@ -4,7 +4,6 @@ Written from chapters 8, 9, 10, 11, 25, 27 of the book: edit the chapter, then `
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,6 @@ __all__ = [
     "FeedForward",
     "GatedFeedForward",
     "LayerNorm",
-    "QueryKeyNorm",
     "RMSNorm",
     "ResidualConnection",
 ]
@@ -219,8 +217,7 @@ class RMSNorm(nn.Module):
 class GatedFeedForward(nn.Module):
     """(silu(x W_1) * (x W_3)) W_2, SwiGLU: one map says how much of the other goes on.
 
-    Shazeer, 2020; no biases. It has three matrices: with 2/3 of the inner width of a FeedForward,
-    as many weights.
+    Shazeer, 2020; no biases. With 2/3 of a FeedForward's d_ff it has as many weights.
     """
 
     def __init__(self, d_model: int, d_ff: int) -> None:
@@ -235,21 +232,3 @@ class GatedFeedForward(nn.Module):
         hidden = F.silu(self.gate(x)) * self.inner(x)  # (..., d_ff)
         output: Tensor = self.outer(hidden)  # (..., d_model)
         return output
-
-
-class QueryKeyNorm(MultiHeadAttention):
-    """Attention that normalizes each head's queries and keys: scores cannot grow with them.
-
-    Henry et al., 2020; with RMSNorm, as in models of today. The arguments are those of the class
-    that it is combined with.
-    """
-
-    def __init__(self, *sizes: Any, **options: Any) -> None:
-        super().__init__(*sizes, **options)
-        self.query_norm, self.key_norm = RMSNorm(self.d_k), RMSNorm(self.d_k)
-
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
-    ) -> Tensor:
-        query, key = self.query_norm(query), self.key_norm(key)
-        return super().attend(query, key, value, attn_mask, is_causal)

@@ -17,7 +17,7 @@ from transformer_lib.attention import (
     _allowed,
 )
 from transformer_lib.book import changes
-from transformer_lib.book.changes import BASE, ROWS, SCHEDULES, Experts, make_model
+from transformer_lib.book.changes import BASE, ROWS, SCHEDULES, Experts, QueryKeyNorm, make_model
 from transformer_lib.book.checks.chapter_27 import (
     check_cache_bytes,
     check_capped_attention,
@@ -26,7 +26,7 @@ from transformer_lib.book.checks.chapter_27 import (
 )
 from transformer_lib.decoding import IncrementalDecoder
 from transformer_lib.embeddings import rotate
-from transformer_lib.layers import FeedForward, GatedFeedForward, QueryKeyNorm, RMSNorm
+from transformer_lib.layers import FeedForward, GatedFeedForward, RMSNorm
 from transformer_lib.pairs import Batch
 from transformer_lib.similarity import masked_softmax, scaled_dot_similarity
 from transformer_lib.training import evaluate_loss, translation_loss

@@ -22,12 +22,12 @@ from transformer_lib.attention import (
     MultiHeadAttention,
     RotaryAttention,
 )
-from transformer_lib.book.changes import Experts
+from transformer_lib.book.changes import Experts, QueryKeyNorm
 from transformer_lib.checkpoint import load_checkpoint, save_checkpoint
 from transformer_lib.decoding import IncrementalDecoder, beam_search, greedy_decode, sample
 from transformer_lib.embeddings import NoPositions
 from transformer_lib.inspection import record_attention
-from transformer_lib.layers import GatedFeedForward, QueryKeyNorm, RMSNorm
+from transformer_lib.layers import GatedFeedForward, RMSNorm
 from transformer_lib.pairs import Batch
 from transformer_lib.training import evaluate_loss, make_optimizer, translation_loss
 from transformer_lib.transformer import Transformer

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from transformer_lib.attention import (
     AlibiAttention,
     GroupedQueryAttention,
+    MultiHeadAttention,
     RotaryAttention,
 )
 from transformer_lib.book.variations import load_task
 from transformer_lib.embeddings import NoPositions
-from transformer_lib.layers import FeedForward, GatedFeedForward, QueryKeyNorm, RMSNorm
+from transformer_lib.layers import FeedForward, GatedFeedForward, RMSNorm
 from transformer_lib.pairs import Example, encode_pairs, endless_batches, load_pairs, token_batches
 from transformer_lib.training import (
     TrainingSettings,
@@ -93,6 +94,24 @@ class SoftCapped(Transformer):
     def project(self, hidden: Tensor) -> Tensor:
         """Vectors (..., d_model) to logits (..., vocab_size)."""
         return 30 * torch.tanh(super().project(hidden) / 30)
+
+
+class QueryKeyNorm(MultiHeadAttention):
+    """Attention that normalizes each head's queries and keys: scores cannot grow with them.
+
+    Henry et al., 2020; with RMSNorm, as in models of today. The arguments are those of the class
+    that it is combined with.
+    """
+
+    def __init__(self, *sizes: Any, **options: Any) -> None:
+        super().__init__(*sizes, **options)
+        self.query_norm, self.key_norm = RMSNorm(self.d_k), RMSNorm(self.d_k)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
+    ) -> Tensor:
+        query, key = self.query_norm(query), self.key_norm(key)
+        return super().attend(query, key, value, attn_mask, is_causal)
 
 
 class TodaysAttention(QueryKeyNorm, RotaryAttention, GroupedQueryAttention):
