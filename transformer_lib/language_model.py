@@ -245,8 +245,7 @@ class MaskedLanguageModel(LanguageModel):
     """Token ids in, logits for what stands at each place out: an encoder, which sees both sides.
 
     As BERT (Devlin et al., 2018), but pre-norm, with ReLU and sinusoidal positions. The last id of
-    its vocabulary is [MASK]; <bos> serves as [CLS], and <eos> as [SEP]: what stands behind the
-    first of them is the second segment.
+    its vocabulary is [MASK]; <bos> serves as [CLS], <eos> as [SEP], where the second segment begins.
     """
 
     def __init__(self, config: LanguageModelConfig) -> None:

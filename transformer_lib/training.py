@@ -517,8 +517,7 @@ def mask_tokens(
     """Choose a share of the tokens, (batch, length): what is shown, and what is wanted there.
 
     Of the chosen, parts[0] become [MASK], parts[1] some other token, and the rest stay as they are
-    (Devlin et al., 2018, section 3.1). Wanted is -100 where none was chosen, as torch's
-    cross_entropy ignores it. Ids below 3 are special and never chosen; mask_id is the last id.
+    (Devlin et al., 2018, section 3.1). Wanted is -100 elsewhere. Ids below 3 are never chosen.
     """
     check_numbers(float, 0, 1, share=share, shown_as_mask_or_other=sum(parts))
     fate, chance = torch.rand((2, *tokens.shape), generator=generator)  # (batch, length) each

@@ -85,10 +85,9 @@ def cut_patches(images: Tensor, patch_size: int) -> Tensor:
 
 
 class VisionTransformer(nn.Module):
-    """Pictures in, scores of classes out: an encoder whose words are patches.
+    """Pictures in, scores of classes out: an encoder of patches (Dosovitskiy et al., 2020).
 
-    Pre-norm layers, learned positions, and one more vector in front, the class token, from which
-    the answer is read (Dosovitskiy et al., 2020). Every part may be replaced.
+    Pre-norm, learned positions, and in front the class token, from which the answer is read.
 
     Args:
         image_size, patch_size: sides of the square pictures and patches, in pixels.
