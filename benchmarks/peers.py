@@ -7,6 +7,7 @@ dropout 0.1 where the peer has it. Each is used as its own documentation would h
 import random
 import tempfile
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -262,10 +263,18 @@ def decoding_peers(beam_size: int, batch: Batch, count: int) -> dict[str, Callab
         length_penalty=0.6,
         max_batch_size=len(rows),
     )
-    if beam_size == 1:
-        peers["transformer_lib"] = lambda: greedy_decode(model, source, count, eos_id=NEVER)
-    else:
-        peers["transformer_lib"] = lambda: beam_search(
-            model, source, count, beam_size, eos_id=NEVER
-        )
+    speed = import_module("experiments.25_speed")  # chapter 25: what 8 bits cost in BLEU
+    eight_bits = speed.int8_model(model)
+
+    def write(writer: Any) -> Any:
+        if beam_size == 1:
+            return greedy_decode(writer, source, count, eos_id=NEVER)
+        return beam_search(writer, source, count, beam_size, eos_id=NEVER)
+
+    def write_in_8_bits() -> Any:
+        with speed.ordered(speed.by_rows):  # its matrices have an order of their own
+            return write(eight_bits)
+
+    peers["transformer_lib"] = lambda: write(model)
+    peers["transformer_lib, int8"] = write_in_8_bits
     return peers
