@@ -11,7 +11,6 @@ from tools.clocks import clock_fed
 from tools.notebooks import repository_url, setup_cell, time_line
 
 CHAPTERS = chapters()
-OLD = {14}  # these were written before a chapter had to fit one sitting
 LAST_SECTIONS = ["What goes wrong", "Exercises", "Quiz", "Summary", "The map"]
 MYST = re.compile(r"^\s*(`{3,}|:{3,})\{|\{[a-z:-]+\}`|^\([\w-]+\)=\s*$|^\+\+\+", re.MULTILINE)
 OTHER_PLACES = re.compile(
@@ -106,7 +105,7 @@ def test_no_test_depends_on_the_clock() -> None:
             assert not found, f"{path}: a clock feeds what lines {found} assert or raise"
 
 
-@pytest.mark.parametrize("chapter", [c for c in CHAPTERS if c.number not in OLD], ids=repr)
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=repr)
 def test_a_chapter_fits_one_sitting(chapter: Chapter) -> None:
     """Before "Going deeper" and the exercises; what is folded is not read."""
     sitting = chapter.sitting()
