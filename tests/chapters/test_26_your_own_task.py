@@ -220,7 +220,7 @@ def test_the_stored_runs_are_there() -> None:
     stored = json.loads(file.read_text())
     assert stored["command"] == "python experiments/26_own_task.py"
     assert stored["settings"]["seeds"] == [1, 2, 3]
-    assert len(stored["runs"]) == 12 + 6 + 1 + 12 + 2
+    assert len(stored["runs"]) == 12 + 6 + 1 + 18 + 2
 
 
 # The exercises
