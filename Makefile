@@ -69,7 +69,7 @@ data: $(READY)  ## make the translation pairs, pictures and novels anew from Deb
 	$(BIN)/python -m tools.make_fashion --packages build/packages --output transformer_lib/corpora --page book/data.md
 	$(BIN)/python -m tools.make_novels --packages build/packages --output transformer_lib/corpora --page book/data.md
 
-test: lint types unit notebooks prove book site  ## prove everything (about 20 minutes on 2 cores)
+test: lint types unit notebooks prove book site  ## prove everything (about 30 minutes on 2 cores)
 	@echo "All of it holds."
 
 lint: $(READY)  ## style of the code, and package = chapters
