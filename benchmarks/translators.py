@@ -22,11 +22,14 @@ from transformer_lib.evaluation import bleu, chrf
 from transformer_lib.pairs import encode_pairs, endless_batches, load_pairs, token_batches
 from transformer_lib.tokenizer import train_tokenizer
 from transformer_lib.training import TrainingSettings, train
-from transformer_lib.transformer import Transformer, TransformerConfig, count_parameters
+from transformer_lib.transformer import (
+    _DRAWN_AS_ONE,
+    Transformer,
+    TransformerConfig,
+    count_parameters,
+)
 from transformer_lib.translator import Translator
 
-# torch draws these three as one matrix, and so does the package
-OF_THREE = ("query_projection", "key_projection", "value_projection")
 OUTPUT = (
     Path(__file__).resolve().parent.parent
     / "transformer_lib"
@@ -121,7 +124,7 @@ def main() -> None:
         models[ONE_BY_ONE] = Transformer(CONFIG)
         with torch.no_grad():
             for name, parameter in models[ONE_BY_ONE].named_parameters():
-                if name.split(".")[-2] in OF_THREE:
+                if name.split(".")[-2] in _DRAWN_AS_ONE:
                     parameter *= 2**0.5
         for name, model in models.items():
             if options.only and name not in options.only:

@@ -123,6 +123,9 @@ def _check_config(c: TransformerConfig) -> None:
         )
 
 
+_DRAWN_AS_ONE = ("query_projection", "key_projection", "value_projection")
+
+
 def _fresh_stacks(c: TransformerConfig) -> tuple[Encoder, Decoder]:
     """Encoder and decoder: each matrix as Xavier draws it, biases zero."""
     sizes = (c.d_model, c.num_heads, c.d_ff, c.dropout, c.norm_first, c.attention_dropout)
@@ -134,8 +137,7 @@ def _fresh_stacks(c: TransformerConfig) -> tuple[Encoder, Decoder]:
     for name, parameter in [*encoder.named_parameters(), *decoder.named_parameters()]:
         if parameter.dim() > 1:
             # Query, key and value count as one matrix of 3 d_model outputs, as in torch.
-            part = name.split(".")[-2]
-            of_three = part in ("query_projection", "key_projection", "value_projection")
+            of_three = name.split(".")[-2] in _DRAWN_AS_ONE
             nn.init.xavier_uniform_(parameter, gain=0.5**0.5 if of_three else 1.0)
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
