@@ -11,7 +11,7 @@ import transformer_lib
 from tools.chapters import ROOT
 
 PACKAGE = ROOT / "transformer_lib"
-TOWER = ["door", "similarity", "attention", "embeddings", "layers", "transformer"]
+TOWER = ["door", "similarity", "embeddings", "attention", "layers", "transformer"]
 TOWER += ["decoding", "translator"]
 TASKS = {"tokenizer", "pairs", "decoding", "translator", "evaluation", "recurrent", "vision"}
 TASKS |= {"costs", "language_model"}
