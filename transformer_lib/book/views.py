@@ -1,4 +1,4 @@
-"""Attention to be looked at and played with: in the book, in JupyterLab, in Colab, from a file."""
+"""Things to be looked at and played with: in the book, in JupyterLab, in Colab, from a file."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -56,76 +56,75 @@ class AttentionGroup:
 
 
 @dataclass(frozen=True)
-class AttentionView:
-    """An interactive view of attention, which a notebook shows if it is a cell's last expression.
+class View:
+    """Something interactive, which a notebook shows if it is a cell's last expression.
 
-    `start` is the group, layer and head that it shows first.
+    Args:
+        kind: whose script it is: static/KIND-view.js has `build(data)`, which makes the element that
+            is shown, of the parts in static/view.js; static/KIND-view.css is its style, if there is one.
+        data: what `build` is given, for JSON.
+        fallback: HTML that stays where scripts do not run.
+        contents: what it shows, in words, for repr.
+        caption: what stands below.
     """
 
-    groups: list[AttentionGroup]
-    start: tuple[int, int, int]
+    kind: str
+    data: dict[str, Any]
+    fallback: str
+    contents: str
     caption: str = ""
 
     def _repr_html_(self) -> str:
-        static = resources.files("transformer_lib.book") / "static"
-        style = (static / "attention-view.css").read_text(encoding="utf-8")
-        script = (static / "attention-view.js").read_text(encoding="utf-8")
-        start = dict(zip(("group", "layer", "head"), self.start, strict=True))
-        data = json.dumps(
-            {"start": start, "groups": [asdict(group) for group in self.groups]},
-            ensure_ascii=False,
-            separators=(",", ":"),
-        ).replace("<", "\\u003c")  # a token "</script>" must not end the script
-        # Where scripts do not run, the table stays; where they do, the script replaces it.
+        script = "\n".join(
+            [_static("view.js"), _static(f"{self.kind}-view.js"), f'showAll("{self.kind}", build);']
+        )
+        data = json.dumps(self.data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        data = data.replace("<", "\\u003c")  # a token "</script>" must not end the script
         return (
-            '<figure class="tpp-view mathjax_ignore tex2jax_ignore" style="margin: 1em 0">\n'
-            f"{self._table()}\n"
+            f'<figure class="tpp-view mathjax_ignore tex2jax_ignore" data-kind="{self.kind}" '
+            f'style="margin: 1em 0">\n<div class="tpp-static">\n{self.fallback}\n</div>\n'
             + (f"<figcaption>{escape(self.caption)}</figcaption>\n" if self.caption else "")
-            + f"<style>\n{style}</style>\n"
+            + f"<style>\n{_static('view.css')}{_static(f'{self.kind}-view.css')}</style>\n"
             f'<script type="application/json">{data}</script>\n'
-            f"<script>\n{script}</script>\n</figure>"
+            f'<script>\n(() => {{\n"use strict";\n{script}\n}})();\n</script>\n</figure>'
         )
 
     def __repr__(self) -> str:
-        kinds = [
-            f"{group.name or 'attention'} of {len(group.queries)} to {len(group.keys)} tokens, "
-            f"heads of its layers: {[len(heads) for heads in group.layers]}"
-            for group in self.groups
-        ]
-        return f"AttentionView({'; '.join(kinds)})"
+        return f"View({self.kind!r}: {self.contents})"
 
-    def _table(self) -> str:
-        """The head shown first as a table with shaded cells, in percent."""
-        number, layer, head = self.start
-        group = self.groups[number]
-        title = f"{group.name + ', ' if group.name else ''}layer {layer}, head {head}, in percent: "
-        title += "each row looks at the columns"
-        heads = "".join(
-            f'<th scope="col" style="{_UPRIGHT}">{escape(key)}</th>' for key in group.keys
-        )
-        rows = ""
-        for i, query in enumerate(group.queries):
-            weights = group.layers[layer][head][i * len(group.keys) : (i + 1) * len(group.keys)]
-            cells = "".join(
-                f"<td{_shading(weight)}>{round(weight / 10)}</td>" for weight in weights
-            )
-            rows += f'<tr><th scope="row" style="padding:2px; text-align:right">{escape(query)}</th>{cells}</tr>\n'
-        return (
-            '<div class="tpp-static" tabindex="0" role="region" aria-label="Attention weights" '
-            'style="overflow-x: auto">\n'
-            f"{escape(title)}\n"
-            '<table style="border-collapse: collapse; font-size: 11px; text-align: center">\n'
-            f"<thead><tr><td></td>{heads}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>"
-        )
+
+def _static(name: str) -> str:
+    """A file of static/, "" if there is none."""
+    path = resources.files("transformer_lib.book") / "static" / name
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def shaded_table(
+    title: str, columns: Tokens, rows: Tokens, weights: Sequence[Sequence[int | None]]
+) -> str:
+    """The HTML of a table of weights, given in thousandths, shown in percent and shaded; None: "×"."""
+    heads = "".join(f'<th scope="col" style="{_UPRIGHT}">{escape(name)}</th>' for name in columns)
+    lines = ""
+    for name, of_row in zip(rows, weights, strict=True):
+        cells = "".join(_shaded_cell(weight) for weight in of_row)
+        lines += f'<tr><th scope="row" style="padding:2px; text-align:right">{escape(name)}</th>{cells}</tr>\n'
+    return (
+        f'<div tabindex="0" role="region" aria-label="{escape(title)}" style="overflow-x: auto">\n'
+        f"{escape(title)}\n"
+        '<table style="border-collapse: collapse; font-size: 11px; text-align: center">\n'
+        f"<thead><tr><td></td>{heads}</tr></thead>\n<tbody>\n{lines}</tbody></table></div>"
+    )
 
 
 _UPRIGHT = "padding:2px; writing-mode:vertical-rl; white-space:nowrap; text-align:right"
 
 
-def _shading(weight: int) -> str:
-    """The style of a cell that shows a weight, in thousandths, as the script shades a token."""
+def _shaded_cell(weight: int | None) -> str:
+    """A cell in percent, shaded as view.js does it."""
+    if weight is None:
+        return '<td style="padding:2px">×</td>'
     color = f";background-color:rgba(213, 94, 0, {0.55 * (weight / 1000) ** 0.6:.2f})"
-    return f' style="padding:2px{color if weight >= 5 else ""}"'
+    return f'<td style="padding:2px{color if weight >= 5 else ""}">{round(weight / 10)}</td>'
 
 
 def _visible(tokens: Tokens) -> list[str]:
@@ -144,7 +143,7 @@ def attention_view(
     *,
     start: tuple[Any, ...] | None = None,
     caption: str = "",
-) -> AttentionView:
+) -> View:
     """Show attention weights: choose a head, point at a token, see where it looks.
 
     Args:
@@ -176,7 +175,30 @@ def attention_view(
     groups = [
         AttentionGroup.read(name, weights[name], queries[name], keys[name]) for name in weights
     ]
-    return AttentionView(groups, _find(groups, start), caption)
+    number, layer, head = _find(groups, start)
+    shown = groups[number]
+    width, flat = len(shown.keys), shown.layers[layer][head]
+    kinds = [
+        f"{group.name or 'attention'} of {len(group.queries)} to {len(group.keys)} tokens, "
+        f"heads of its layers: {[len(heads) for heads in group.layers]}"
+        for group in groups
+    ]
+    return View(
+        "attention",
+        {
+            "start": {"group": number, "layer": layer, "head": head},
+            "groups": [asdict(group) for group in groups],
+        },
+        shaded_table(
+            f"{shown.name + ', ' if shown.name else ''}layer {layer}, head {head}, in percent: "
+            "each row looks at the columns",
+            shown.keys,
+            shown.queries,
+            [flat[i : i + width] for i in range(0, len(flat), width)],
+        ),
+        "; ".join(kinds),
+        caption,
+    )
 
 
 def _find(groups: list[AttentionGroup], start: tuple[Any, ...] | None) -> tuple[int, int, int]:
@@ -206,7 +228,7 @@ def model_view(
     *,
     start: tuple[str, int, int] | None = None,
     caption: str = "",
-) -> AttentionView:
+) -> View:
     """Show the attention of an encoder-decoder model while it reads one pair.
 
     Args:
@@ -249,7 +271,7 @@ def translation_view(
     translation: str | None = None,
     *,
     start: tuple[str, int, int] = ("cross", 0, 0),
-) -> AttentionView:
+) -> View:
     """Show the attention of a translator while it translates a text.
 
     In cross-attention, a position of the decoder has the name of the token that is written there;
