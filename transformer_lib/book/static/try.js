@@ -230,7 +230,7 @@
           make("label", { for: "tpp-top-p" }, "Top-p"), topP, topPText),
         next, left, make("p", { class: "tpp-small" }, "Choose a piece, and the translator writes it here and goes on from there. Sampling draws with these settings.")),
       panel("beam", "The beam", make("div", { class: "tpp-split" },
-        make("div", {}, tree, nodeText, make("p", { class: "tpp-small" }, "A column is a step, the likeliest beginning on top. Dashed: went no further. ■ finished, with its score. Choose one to follow it.")),
+        make("div", {}, tree, nodeText, make("p", { class: "tpp-small" }, "Step by step, the likeliest beginning first. Dashed: went no further. ■ finished, with its score. Choose one to follow it.")),
         make("div", {}, make("h3", {}, "Finished"), results, make("p", { class: "tpp-small" }, "Score: log p / ((5 + pieces) / 6)^0.6"))))));
     heads.addEventListener("keydown", moveHead);
     tree.addEventListener("keydown", moveNode);
@@ -347,7 +347,7 @@
     function drawHeads() {
       const { config } = loaded.about, layers = { encoder: config.num_encoder_layers, decoder: config.num_decoder_layers, cross: config.num_decoder_layers };
       if (heads.childElementCount) return;
-      heads.style.gridTemplateColumns = `auto repeat(${config.num_heads}, 2rem)`;
+      heads.style.gridTemplateColumns = `auto repeat(${config.num_heads}, minmax(2rem, 3.2rem))`;
       for (const [group, amount] of Object.entries(layers)) {
         for (let layer = 0; layer < amount; layer++) {
           heads.append(make("span", { class: "tpp-small", "aria-hidden": "true" }, `${group} ${layer}`));
@@ -470,7 +470,7 @@
 
     // Each step a column (on a phone a row), each beginning that was kept a lane, likeliest first; finished ones come below.
     function drawTree() {
-      const narrow = tree.clientWidth < 560, [wide, high] = narrow ? [84, 46] : [96, 36], lanes = run.kind === "beam" ? BEAM : 1;
+      const narrow = tree.clientWidth < 440, [wide, high] = narrow ? [84, 46] : [96, 36], lanes = run.kind === "beam" ? BEAM : 1;
       const nodes = [{ node: path(leaf)[0], lane: 0 }], onPath = new Set(path(leaf)), last = playing ? step : run.steps.length;
       run.steps.slice(0, last).forEach(({ kept, finished }) => {
         kept.forEach((node, lane) => nodes.push({ node, lane }));
