@@ -6,8 +6,8 @@
 - fills the `<!-- generated: NAME -->` markers of the pages in book/ from the notebooks and the package:
   `contents` (the chapters and the questions they answer), `chapter-table` (run times and sizes), `api` (the
   package reference, by autodoc), `diagram NAME` (an SVG, inline);
-- writes the scripts by which the shipped translator runs in a page, its weights in 8 bits, and gives them to the pages with
-  a `<div class="tpp-try">` or a `<div class="tpp-try-strip">`.
+- writes the scripts by which the shipped translator runs in a page, its weights in 8 bits, and gives them to the pages
+  that have a `<div class="tpp-try">` or a `<div class="tpp-try-strip">`.
 """
 
 import re
