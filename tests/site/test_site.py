@@ -6,11 +6,9 @@ need Chromium and playwright; without them they are skipped, but under CI (envir
 
 import functools
 import http.server
-import importlib.util
 import itertools
 import os
 import re
-import shutil
 import threading
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -298,16 +296,6 @@ def test_parameters_counted_on_the_paper_page() -> None:
 # ------------------------------------------------------------------------------------------------ the browser
 
 
-def missing_browser() -> str:
-    """Why no page can be opened, or nothing."""
-    if not (os.environ.get("CHROMIUM") or shutil.which("chromium")):
-        return "chromium is not installed (set CHROMIUM to its path)"
-    for module in ("playwright", "axe_playwright_python"):
-        if importlib.util.find_spec(module) is None:
-            return f"{module} is not installed"
-    return ""
-
-
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -320,24 +308,6 @@ def address(site: Path) -> Iterator[str]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    reason = missing_browser()
-    if reason and os.environ.get("CI"):
-        pytest.fail(f"CI must open the pages: {reason}")
-    if reason:
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=os.environ.get("CHROMIUM") or shutil.which("chromium"),
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        yield browser
-        browser.close()
 
 
 # A page of code has thousands of colored words and formulas that take axe minutes: one visible word of each color is
