@@ -3,6 +3,8 @@
 - serves MathJax, styles and scripts from this repository, so that a page loads nothing from another host;
 - drops sphinx-thebe, which Jupyter Book always loads and whose script, loaded twice, is an error on every page;
 - lets an equation of several lines carry a number;
+- puts a line below a chapter's title, with how long it is to read and to run, with which versions, and the notebook;
+- gives each code cell of a chapter an anchor, so that other pages can link to it;
 - fills the `<!-- generated: NAME -->` markers of the pages in book/ from the notebooks and the package:
   `contents` (the chapters and the questions they answer), `chapter-table` (run times and sizes), `api` (the
   package reference, by autodoc), `diagram NAME` (an SVG, inline).
@@ -34,14 +36,14 @@ def book() -> list[Chapter]:
     return chapters()
 
 
-def exported_names(chapter: Chapter) -> list[str]:
-    """The full public names that a chapter exports."""
-    return [
-        f"{PACKAGE}.{definition.module}.{name}"
+def exported_names(chapter: Chapter) -> dict[str, int]:
+    """The full public names that a chapter exports -> the index of the cell that does."""
+    return {
+        f"{PACKAGE}.{definition.module}.{name}": definition.cell
         for definition in chapter.definitions
         for name in definition.names
         if not name.startswith("_")
-    ]
+    }
 
 
 def contents(to_root: str) -> str:
@@ -108,9 +110,49 @@ def say_where_built(app, what: str, name: str, member, options, lines: list[str]
     if what in ("module", "data"):
         del lines[what == "module" :]
     found = [chapter for chapter in book() if name in exported_names(chapter)]
-    links = [f":doc:`chapter {chapter.number} </notebooks/{chapter}>`" for chapter in found]
+    links = [f":ref:`chapter {c.number} <{cell_label(c, exported_names(c)[name])}>`" for c in found]
     if links:
         lines += ["", f"Built in {' and '.join(links)}.", ""]
+
+
+# ------------------------------------------------------------------------------------- the pages of chapters
+
+
+def cell_label(chapter: Chapter, index: int) -> str:
+    """The label of a cell, for links from other pages, and its anchor on its own page."""
+    return f"cell-{chapter.number:02d}-{chapter.cells[index].id}".lower()
+
+
+def facts_line(chapter: Chapter) -> str:
+    """What one wants to know before one begins."""
+    versions = chapter.versions
+    python, torch, numpy = versions["python"], versions["torch"], versions["numpy"]
+    seconds = "" if chapter.cpu_seconds is None else f" in {max(1, round(chapter.cpu_seconds))} s"
+    exercises = sum(exercise.minutes for exercise in chapter.exercises)
+    facts = [
+        f"{chapter.sitting().minutes:.0f} minutes to read",
+        f"{exercises} minutes of exercises",
+        f"ran{seconds} with Python {python}, PyTorch {torch}, NumPy {numpy}",
+        f'<a href="../_sources/notebooks/{chapter.path.name}" download>download the notebook</a>',
+    ]
+    return '<p class="tpp-facts">' + " · ".join(f"<span>{fact}</span>" for fact in facts) + "</p>"
+
+
+def prepare_chapter(app, doctree) -> None:
+    """The line below the title, and an anchor for each code cell."""
+    found = [chapter for chapter in book() if f"notebooks/{chapter}" == app.env.docname]
+    if not found:
+        return
+    chapter = found[0]
+    title = next(iter(doctree.findall(nodes.title)))
+    line = nodes.raw("", facts_line(chapter), format="html")
+    title.parent.insert(title.parent.index(title) + 1, line)
+    standard = app.env.get_domain("std")
+    for node in doctree.findall(nodes.container):
+        if "cell" in node["classes"]:
+            label = cell_label(chapter, node["cell_index"])
+            node["ids"].append(label)
+            standard.anonlabels[label] = app.env.docname, label
 
 
 # ------------------------------------------------------------------------------------------------- diagrams
@@ -185,6 +227,7 @@ def setup(app) -> dict[str, bool | str]:
     app.connect("config-inited", lambda app, config: drop_thebe(app), priority=900)
     app.connect("source-read", fill_markers, priority=100)
     app.connect("doctree-read", free_tags)
+    app.connect("doctree-read", prepare_chapter)
     app.connect("autodoc-skip-member", fields_stand_in_the_docstring)
     app.connect("autodoc-process-docstring", say_where_built, priority=900)  # after napoleon
     app.add_css_file("custom.css")

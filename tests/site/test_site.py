@@ -5,6 +5,7 @@ need Chromium and playwright; without them they are skipped, but under CI (envir
 """
 
 import functools
+import html
 import http.server
 import importlib.util
 import itertools
@@ -21,7 +22,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 import pytest
 import yaml
 
-from tools.chapters import ROOT, chapters
+from tools.chapters import ROOT, Chapter, chapters
 from tools.export_modules import PACKAGE, collect
 
 HTML = Path(os.environ.get("BOOK_HTML", ROOT / "_build" / "html")).resolve()
@@ -216,13 +217,14 @@ def test_mathjax_comes_from_the_site_once_with_its_license(site: Path) -> None:
 
 
 def api_entries() -> dict[str, set[str]]:
-    """Public name -> the chapters that build or better it."""
+    """Public name -> the cells of the chapters that build or better it."""
     built: dict[str, set[str]] = {}
     for chapter in chapters():
         for definition in chapter.definitions:
             for name in definition.names:
                 full = f"{PACKAGE}.{definition.module}.{name}"
-                built.setdefault(full, set()).add(f"../notebooks/{chapter}.html")
+                cell = f"cell-{chapter.number:02d}-{chapter.cells[definition.cell].id}"
+                built.setdefault(full, set()).add(f"../notebooks/{chapter}.html#{cell}")
     public = {
         f"{PACKAGE}.{m}.{name}" for m, held in collect(chapters()).items() for name in held.public
     }
@@ -241,7 +243,7 @@ def test_the_reference_holds_every_public_name_and_links_its_chapters(site: Path
     assert sorted(name for _, name in tops) == sorted(entries), "public names, and no others"
     for (start, name), (end, _) in itertools.pairwise([*tops, (len(text), "")]):
         section = text[start:end].split("<section")[0]
-        links = set(re.findall(r'href="(\.\./notebooks/[^"#]+)"', section))
+        links = set(re.findall(r'href="(\.\./notebooks/[^"]+)"', section))
         assert links == entries[name], f"{name} is built in {entries[name]}, the page links {links}"
 
 
@@ -293,6 +295,45 @@ def test_parameters_counted_on_the_paper_page() -> None:
     text = (ROOT / "book/paper-and-us.md").read_text(encoding="utf-8")
     for count in (37_000 * 512, encoder, decoder, 37_000 * 512 + encoder + decoder):
         assert f"| {count:,} |" in text, f"the page does not say {count:,}"
+
+
+@pytest.mark.parametrize("chapter", chapters(), ids=repr)
+def test_below_a_title_stands_what_one_wants_to_know(site: Path, chapter: Chapter) -> None:
+    text = read_page(site / f"notebooks/{chapter}.html").text
+    line = re.search(r'</h1>\s*<p class="tpp-facts">(.*?)</p>', text, re.S)
+    assert line, "the line follows the title"
+    for fact in (
+        f"{round(chapter.sitting().minutes)} minutes to read",
+        f"ran in {max(1, round(chapter.cpu_seconds))} s",
+        *(f"{name} {chapter.versions[name.lower()]}" for name in ("Python", "NumPy")),
+        f"PyTorch {chapter.versions['torch']}",
+    ):
+        assert fact in line[1], f"{fact!r} is not in {line[1]!r}"
+    link = re.search(r'<a href="([^"]+)" download>', line[1])
+    assert link, "the line links the notebook"
+    offered = (site / "notebooks" / link[1]).read_text(encoding="utf-8")
+    assert offered == chapter.path.read_text(encoding="utf-8"), "what is offered is the notebook"
+
+
+@pytest.mark.parametrize("chapter", chapters(), ids=repr)
+def test_names_link_to_the_reference_but_not_where_they_are_defined(
+    site: Path, chapter: Chapter
+) -> None:
+    """And the anchors that the reference links to stand at the cells that define the names."""
+    text = read_page(site / f"notebooks/{chapter}.html").text
+    links = re.findall(r'<a class="tpp-name" href="([^"]+)"[^>]*><span[^>]*>(\w+)</span></a>', text)
+    assert links, "every chapter uses the package"
+    wrong = [(url, name) for url, name in links if not url.endswith(f".{name}")]
+    assert not wrong, f"links to another name: {wrong}"
+    for definition in chapter.definitions:
+        anchor = f'id="cell-{chapter.number:02d}-{chapter.cells[definition.cell].id}"'
+        block = text.partition(anchor)[2].partition("</pre>")[0]
+        plain = html.unescape(re.sub(r"<[^>]+>", "", block.partition("<pre>")[2]))
+        assert plain.partition("\n")[2].strip() == definition.source.strip(), f"not at {anchor}"
+        linked = {
+            name for url, name in re.findall(r'href="([^"]+)"[^>]*><span[^>]*>(\w+)</s', block)
+        }
+        assert not linked & set(definition.names), f"{linked} link in the cell that defines them"
 
 
 # ------------------------------------------------------------------------------------------------ the browser
