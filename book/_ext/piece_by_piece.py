@@ -5,6 +5,7 @@
 - lets an equation of several lines carry a number;
 - puts a line below a chapter's title, with how long it is to read and to run, with which versions, and the notebook;
 - gives each code cell of a chapter an anchor, so that other pages can link to it;
+- puts the terms of book/terms.yml into the index, by which the search finds them, and links the glossary to the chapters;
 - fills the `<!-- generated: NAME -->` markers of the pages in book/ from the notebooks and the package:
   `contents` (the chapters and the questions they answer), `chapter-table` (run times and sizes), `api` (the
   package reference, by autodoc), `diagram NAME` (an SVG, inline).
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import yaml
 from docutils import nodes
+from sphinx import addnodes
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -138,8 +140,36 @@ def facts_line(chapter: Chapter) -> str:
     return '<p class="tpp-facts">' + " · ".join(f"<span>{fact}</span>" for fact in facts) + "</p>"
 
 
+@cache
+def terms() -> dict[int, list[str]]:
+    """Chapter -> the terms that it explains."""
+    return yaml.safe_load((ROOT / "book" / "terms.yml").read_text(encoding="utf-8"))
+
+
+def link_glossary(app, doctree) -> None:
+    """After each explanation of the glossary the chapter that says more."""
+    if app.env.docname != "book/glossary":
+        return
+    app.env.note_dependency(str(ROOT / "book" / "terms.yml"))
+    homes = {term.lower(): number for number, held in terms().items() for term in held}
+    for item in doctree.findall(nodes.definition_list_item):
+        number = homes[next(iter(item.findall(nodes.term))).astext().lower()]
+        chapter = book()[number]
+        text = f"Chapter {number}"
+        link = addnodes.pending_xref(
+            "",
+            nodes.inline("", text),
+            refdomain="std",
+            reftype="doc",
+            reftarget=f"/notebooks/{chapter}",
+            refexplicit=True,
+            refdoc=app.env.docname,
+        )
+        list(item.findall(nodes.paragraph))[-1].extend([nodes.Text(" "), link])
+
+
 def prepare_chapter(app, doctree) -> None:
-    """The line below the title, and an anchor for each code cell."""
+    """The line below the title, the chapter's terms for the index, and an anchor for each code cell."""
     found = [chapter for chapter in book() if f"notebooks/{chapter}" == app.env.docname]
     if not found:
         return
@@ -147,6 +177,12 @@ def prepare_chapter(app, doctree) -> None:
     title = next(iter(doctree.findall(nodes.title)))
     line = nodes.raw("", facts_line(chapter), format="html")
     title.parent.insert(title.parent.index(title) + 1, line)
+    app.env.note_dependency(str(ROOT / "book" / "terms.yml"))
+    entries = [
+        ("single", term, title.parent["ids"][0], "main", None)
+        for term in terms().get(chapter.number, [])
+    ]
+    title.parent.insert(0, addnodes.index(entries=entries))
     standard = app.env.get_domain("std")
     for node in doctree.findall(nodes.container):
         if "cell" in node["classes"]:
@@ -228,6 +264,7 @@ def setup(app) -> dict[str, bool | str]:
     app.connect("source-read", fill_markers, priority=100)
     app.connect("doctree-read", free_tags)
     app.connect("doctree-read", prepare_chapter)
+    app.connect("doctree-read", link_glossary)
     app.connect("autodoc-skip-member", fields_stand_in_the_docstring)
     app.connect("autodoc-process-docstring", say_where_built, priority=900)  # after napoleon
     app.add_css_file("custom.css")

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urldefrag, urlsplit
+from urllib.parse import quote_plus, unquote, urldefrag, urlsplit
 
 import pytest
 import yaml
@@ -272,6 +272,22 @@ def test_run_times_come_from_the_notebooks(site: Path) -> None:
         assert re.search(rf"\b{seconds} s\b", text), f"{chapter}'s {seconds} s are not in the table"
 
 
+def test_each_term_has_one_chapter_and_the_glossary_links_it(site: Path) -> None:
+    terms = yaml.safe_load((ROOT / "book" / "terms.yml").read_text(encoding="utf-8"))
+    assert set(terms) == {chapter.number for chapter in chapters()} - {0}
+    every = [term.lower() for held in terms.values() for term in held]
+    assert len(every) == len(set(every)), "a term has two chapters"
+    homes = {term.lower(): number for number, held in terms.items() for term in held}
+    text = read_page(site / "book/glossary.html").text
+    explained = re.findall(
+        r'<dt id="term-[^"]+">(.*?)<a class="headerlink".*?<dd>(.*?)</dd>', text, re.S
+    )
+    assert len(explained) > 80
+    for term, explanation in explained:
+        last = re.findall(r'href="\.\./notebooks/(\d\d)-[^"]*"', explanation)[-1]
+        assert int(last) == homes[html.unescape(re.sub("<[^>]+>", "", term)).lower()], term
+
+
 @pytest.mark.parametrize("page", ["index.md", "book/how-to-use.md"])
 def test_code_on_the_pages_runs(page: str) -> None:
     blocks = re.findall(
@@ -468,6 +484,55 @@ def test_page_in_a_browser(chromium: Any, address: str, name: str) -> None:
     finally:
         context.close()
     assert not faults, f"{name}:\n" + "\n".join(faults)
+
+
+# What a reader types -> the chapter that should be among the first three answers.
+SEARCHED = {
+    "vanishing gradient": 1,
+    "additive attention": 2,
+    "softmax": 2,
+    "key padding": 5,
+    "causal mask": 5,
+    "self-attention": 5,
+    "multi-head attention": 6,
+    "positional encoding": 7,
+    "weight tying": 8,
+    "layer normalization": 9,
+    "cross-attention": 11,
+    "byte pair encoding": 13,
+    "teacher forcing": 14,
+    "label smoothing": 14,
+    "warmup": 14,
+    "beam search": 16,
+    "KV cache": 16,
+    "BLEU": 17,
+    "perplexity": 22,
+    "masked language model": 23,
+    "mixed precision": 25,
+    "fine-tuning": 26,
+    "RoPE": 27,
+}
+
+
+@pytest.mark.browser
+def test_the_search_finds_the_chapter_of_a_term(chromium: Any, address: str) -> None:
+    page = chromium.new_page()
+    missed = {}
+    try:
+        for term, number in SEARCHED.items():
+            page.goto(f"{address}search.html?q={quote_plus(term)}")
+            page.wait_for_selector(".search-summary:not(:empty)")
+            page.wait_for_function(
+                "/found|did not match/.test(document.querySelector('.search-summary').textContent)"
+            )
+            answers = page.locator("ul.search > li > a").evaluate_all(
+                "found => found.slice(0, 3).map(link => link.getAttribute('href'))"
+            )
+            if not any(f"notebooks/{number:02d}-" in answer for answer in answers):
+                missed[term] = answers
+    finally:
+        page.close()
+    assert not missed, f"not among the first three answers: {missed}"
 
 
 @pytest.mark.browser
