@@ -5,10 +5,10 @@
 - lets an equation of several lines carry a number;
 - puts a line below a chapter's title, with how long it is to read and to run, with which versions, and the notebook;
 - gives each code cell of a chapter an anchor, so that other pages can link to it;
-- puts the terms of book/terms.yml into the index, by which the search finds them, and links the glossary to the chapters;
+- puts the terms of book/terms.yml into the index, by which the search finds them, and links the glossary to them;
 - fills the `<!-- generated: NAME -->` markers of the pages in book/ from the notebooks and the package:
   `contents` (the chapters and the questions they answer), `chapter-table` (run times and sizes), `api` (the
-  package reference, by autodoc), `diagram NAME` (an SVG, inline).
+  package reference, by autodoc), `claims` (what was measured, where and how), `diagram NAME` (an SVG, inline).
 """
 
 import re
@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tools.chapters import Chapter, chapters  # noqa: E402
+from tools.claims import Stored, all_asserts, claims, seed  # noqa: E402
 from tools.export_modules import PACKAGE, collect  # noqa: E402
 
 MARKER = re.compile(r"^<!-- generated: (\S+)(?: (\S+))? -->$", re.M)
@@ -155,7 +156,7 @@ def link_glossary(app, doctree) -> None:
     for item in doctree.findall(nodes.definition_list_item):
         number = homes[next(iter(item.findall(nodes.term))).astext().lower()]
         chapter = book()[number]
-        text = f"Chapter {number}"
+        text = f"Chapter\u00a0{number}"
         link = addnodes.pending_xref(
             "",
             nodes.inline("", text),
@@ -191,6 +192,57 @@ def prepare_chapter(app, doctree) -> None:
             standard.anonlabels[label] = app.env.docname, label
 
 
+# ------------------------------------------------------------------------------------------------ the claims
+
+
+def in_code(conditions: list[str]) -> str:
+    return ", ".join(f"`{condition}`" for condition in conditions)
+
+
+def stored_line(stored: Stored) -> str:
+    seeds = ", ".join(map(str, stored.seeds))
+    return f"`{stored.command}` (seeds {seeds})"
+
+
+def claims_of(chapter: Chapter, to_root: str) -> str:
+    """What a chapter claims, and everything that it asserts."""
+
+    def cell(index: int) -> str:
+        return f"{{ref}}`cell {index} <{cell_label(chapter, index)}>`"
+
+    number = f"{chapter.number:02d}"
+    parts = [
+        f"## {chapter.title}",
+        f"[Read it]({to_root}notebooks/{chapter.path.name}). Seed {seed(chapter)}. "
+        f'To measure again: `make execute CHAPTERS="{number}"`.',
+    ]
+    for claim in claims(chapter):
+        facts = [cell(claim.cell)]
+        if claim.asserts:
+            facts.append(f"asserted: {in_code(claim.asserts)}")
+        facts += [f"stored runs: {stored_line(stored)}" for stored in claim.stored]
+        text = re.sub(r"\]\((?=\d\d-)", f"]({to_root}notebooks/", claim.text)
+        quote = f"{text}\n\n{' · '.join(facts)}"
+        parts.append("\n".join(f"> {line}".rstrip() for line in quote.splitlines()))
+    found = all_asserts(chapter)
+    count = sum(map(len, found.values()))
+    parts += [
+        f"<details><summary>All {count} asserts of chapter {chapter.number}</summary>",
+        "\n".join(f"- {cell(index)}: {in_code(held)}" for index, held in found.items()),
+        "</details>",
+    ]
+    return "\n\n".join(parts)
+
+
+def claims_page(to_root: str) -> str:
+    """Every chapter's claims, after how many there are."""
+    every = [claim for chapter in book() for claim in claims(chapter)]
+    numbers = sum(len(claim.numbers) for claim in every)
+    count = sum(len(held) for chapter in book() for held in all_asserts(chapter).values())
+    total = f"**{numbers} numbers** in {len(every)} outputs, and {count:,} asserts."
+    return "\n\n".join([total, *(claims_of(chapter, to_root) for chapter in book())])
+
+
 # ------------------------------------------------------------------------------------------------- diagrams
 
 
@@ -224,7 +276,12 @@ def fill_markers(app, docname: str, source: list[str]) -> None:
             return inline_diagram(argument)
         for path in (Path(__file__), *(chapter.path for chapter in book())):
             app.env.note_dependency(str(path))
-        passages = {"contents": contents, "chapter-table": chapter_table, "api": api}
+        passages = {
+            "contents": contents,
+            "chapter-table": chapter_table,
+            "api": api,
+            "claims": claims_page,
+        }
         return passages[kind]("../" * docname.count("/"))
 
     source[0] = MARKER.sub(generated, source[0])

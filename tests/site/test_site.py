@@ -288,6 +288,44 @@ def test_each_term_has_one_chapter_and_the_glossary_links_it(site: Path) -> None
         assert int(last) == homes[html.unescape(re.sub("<[^>]+>", "", term)).lower()], term
 
 
+def strong_numbers(element: Any) -> list[str]:
+    """Bold texts of at most four words of which one begins with a digit, in the built HTML."""
+    texts = [" ".join(strong.text_content().split()) for strong in element.iter("strong", "b")]
+    return [
+        text
+        for text in texts
+        if len(text.split()) <= 4
+        and not text.endswith(":")
+        and any(word.lstrip("-+−±")[:1].isdigit() for word in text.split())
+    ]
+
+
+def test_every_measured_claim_is_listed_with_its_cell(site: Path) -> None:
+    """Counted in the pages as they are shown, not in the notebooks from which the list is made."""
+    from lxml import html as parser
+
+    listed = parser.parse(str(site / "book/claims.html"))
+    sections: dict[str, list[tuple[str, list[str]]]] = {}
+    for quote in listed.iter("blockquote"):
+        links = [link for link in quote.xpath(".//a/@href") if "#cell-" in link]
+        assert len(links) == 1, f"one cell to a claim, not {links}"
+        page, _, anchor = links[0].partition("#")
+        sections.setdefault(Path(page).stem, []).append((anchor, strong_numbers(quote)))
+    total = 0
+    for chapter in chapters():
+        page = parser.parse(str(site / f"notebooks/{chapter}.html"))
+        shown: dict[str, list[str]] = {}
+        for output in page.xpath("//div[contains(@class, 'cell_output')]"):
+            (anchor,) = output.xpath("ancestor::div[starts-with(@id, 'cell-')]/@id")
+            if numbers := strong_numbers(output):
+                shown.setdefault(anchor, []).extend(numbers)
+        assert dict(sections.get(chapter.path.stem, [])) == shown, chapter
+        total += sum(map(len, shown.values()))
+    said = read_page(site / "book/claims.html").text
+    assert total > 100
+    assert f"<strong>{total} numbers</strong>" in said, f"{total} are shown"
+
+
 @pytest.mark.parametrize("page", ["index.md", "book/how-to-use.md"])
 def test_code_on_the_pages_runs(page: str) -> None:
     blocks = re.findall(
