@@ -6,7 +6,8 @@ A chapter is notebooks/NN-title.ipynb. What differs from chapter to chapter stan
       "seconds": 31.1,     CPU seconds that it took, written by `make execute`
       "budget": 270,       CPU seconds that it may take; 60 if it does not say
       "modules": {"attention": "Masks and attention."}     what the modules hold that it is the first to export to
-    }
+    },
+    "versions": {"torch": "2.13.0", ...}     with which the outputs were made, written by `make execute`
 """
 
 import ast
@@ -26,6 +27,7 @@ MARKER = re.compile(r"#\| export(?: (?P<module>[a-z_]+))?(?: replaces (?P<replac
 ALMOST_A_MARKER = re.compile(r"^\s*#\s*\|?\s*exports?\b", re.MULTILINE)
 QUESTION = re.compile(r"^- \*\*Question:\*\* (.+?)(?=\n- |\n\n|\Z)", re.MULTILINE | re.DOTALL)
 END_OF_BODY = re.compile(r"^## (Going deeper|Exercises)\b", re.MULTILINE)
+EXERCISE = re.compile(r"^### Exercise (\d+\.\d+) (★+)☆* \((\d+) minutes\): (.+)$", re.MULTILINE)
 FOLDED = {"hide-cell", "hide-input", "remove-cell"}
 
 
@@ -38,6 +40,7 @@ class Definition:
     """One exported cell."""
 
     place: str  # notebook and cell, for messages
+    cell: int  # its index in the notebook
     module: str
     replaces: str | None  # the earlier definition that this one betters
     source: str  # without the marker
@@ -56,6 +59,16 @@ class Sitting:
     @property
     def minutes(self) -> float:
         return self.words / 200 + self.lines / 20 + self.figures / 2
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """What the heading of an exercise says."""
+
+    label: str  # as in 5.1
+    stars: int  # 1 to 3
+    minutes: int
+    title: str
 
 
 def tags(cell: NotebookNode) -> list[str]:
@@ -122,6 +135,12 @@ class Chapter:
         """CPU seconds that it took."""
         return self.book.get("seconds")
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """What its outputs were made with: of Python, and of the packages."""
+        python = self.notebook.metadata["language_info"]["version"]
+        return {"python": python, **self.notebook.metadata.get("versions", {})}
+
     # What is in it
 
     @property
@@ -149,6 +168,13 @@ class Chapter:
     def question(self) -> str:
         found = QUESTION.search(self.cells[0].source)
         return " ".join(found[1].split()) if found else ""
+
+    @property
+    def exercises(self) -> list[Exercise]:
+        return [
+            Exercise(label, len(stars), int(minutes), title.strip())
+            for label, stars, minutes, title in EXERCISE.findall(self.text)
+        ]
 
     @cached_property
     def sections(self) -> dict[str, list[NotebookNode]]:
@@ -180,7 +206,8 @@ class Chapter:
     def definitions(self) -> list[Definition]:
         """The exported cells."""
         found = []
-        for cell, (place, tree) in zip(self.code, self.trees.items(), strict=True):
+        code = [(index, cell) for index, cell in enumerate(self.cells) if cell.cell_type == "code"]
+        for (index, cell), (place, tree) in zip(code, self.trees.items(), strict=True):
             first, _, rest = cell.source.partition("\n")
             marker = MARKER.match(first.rstrip())
             if marker is None or ALMOST_A_MARKER.search(rest):
@@ -193,7 +220,9 @@ class Chapter:
                 raise ChapterError(f"{place}: the marker does not name a module: `{first}`")
             names = defined_names(tree, place)
             found.append(
-                Definition(place, marker["module"], marker["replaces"], rest.strip("\n"), names)
+                Definition(
+                    place, index, marker["module"], marker["replaces"], rest.strip("\n"), names
+                )
             )
         return found
 

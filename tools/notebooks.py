@@ -7,6 +7,7 @@ python -m tools.notebooks prove [05 12]       run from an empty folder on the in
 
 import argparse
 import concurrent.futures
+import importlib.metadata
 import math
 import os
 import re
@@ -52,6 +53,9 @@ from transformer_lib.book.diagrams import diagram, transformer_map
 from transformer_lib.book.style import use_book_style
 
 use_book_style()"""
+
+# What a chapter's numbers may depend on, beside Python.
+MEASURED_WITH = ["numpy", "torch"]
 
 # Python runs this before anything else in the environment where the chapters are proven.
 NO_NETWORK = '''\
@@ -188,8 +192,13 @@ def tidy(chapter: Chapter) -> None:
             cell.outputs = whole
 
 
+def versions() -> dict[str, str]:
+    """The versions that an execution uses, without what they were built for (+cpu)."""
+    return {name: importlib.metadata.version(name).split("+")[0] for name in MEASURED_WITH}
+
+
 def execute(book: list[Chapter]) -> int:
-    """Run chapters and store their outputs, and the seconds they took, in them."""
+    """Run chapters and store their outputs, the seconds they took and the versions used, in them."""
     url = repository_url()
 
     def execute_one(chapter: Chapter) -> None:
@@ -199,6 +208,7 @@ def execute(book: list[Chapter]) -> int:
             chapter.notebook = nbformat.read(output, as_version=4)
         tidy(chapter)
         chapter.book["seconds"] = round(seconds, 1)
+        chapter.notebook.metadata["versions"] = versions()
         stamp(chapter, url)
         chapter.write()
         report(chapter, seconds)

@@ -3,9 +3,12 @@
 - serves MathJax, styles and scripts from this repository, so that a page loads nothing from another host;
 - drops sphinx-thebe, which Jupyter Book always loads and whose script, loaded twice, is an error on every page;
 - lets an equation of several lines carry a number;
+- puts a line below a chapter's title, with how long it is to read and to run, with which versions, and the notebook;
+- gives each code cell of a chapter an anchor, so that other pages can link to it;
+- puts the terms of book/terms.yml into the index, by which the search finds them, and links the glossary to them;
 - fills the `<!-- generated: NAME -->` markers of the pages in book/ from the notebooks and the package:
   `contents` (the chapters and the questions they answer), `chapter-table` (run times and sizes), `api` (the
-  package reference, by autodoc), `diagram NAME` (an SVG, inline);
+  package reference, by autodoc), `claims` (what was measured, where and how), `diagram NAME` (an SVG, inline);
 - writes the scripts by which the shipped translator runs in a page, its weights in 8 bits, and gives them to the pages
   that have a `<div class="tpp-try">` or a `<div class="tpp-try-strip">`.
 """
@@ -17,11 +20,13 @@ from pathlib import Path
 
 import yaml
 from docutils import nodes
+from sphinx import addnodes
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tools.chapters import Chapter, chapters  # noqa: E402
+from tools.claims import Stored, all_asserts, claims, seed  # noqa: E402
 from tools.export_modules import PACKAGE, collect  # noqa: E402
 
 MARKER = re.compile(r"^<!-- generated: (\S+)(?: (\S+))? -->$", re.M)
@@ -36,14 +41,14 @@ def book() -> list[Chapter]:
     return chapters()
 
 
-def exported_names(chapter: Chapter) -> list[str]:
-    """The full public names that a chapter exports."""
-    return [
-        f"{PACKAGE}.{definition.module}.{name}"
+def exported_names(chapter: Chapter) -> dict[str, int]:
+    """The full public names that a chapter exports -> the index of the cell that does."""
+    return {
+        f"{PACKAGE}.{definition.module}.{name}": definition.cell
         for definition in chapter.definitions
         for name in definition.names
         if not name.startswith("_")
-    ]
+    }
 
 
 def contents(to_root: str) -> str:
@@ -110,9 +115,134 @@ def say_where_built(app, what: str, name: str, member, options, lines: list[str]
     if what in ("module", "data"):
         del lines[what == "module" :]
     found = [chapter for chapter in book() if name in exported_names(chapter)]
-    links = [f":doc:`chapter {chapter.number} </notebooks/{chapter}>`" for chapter in found]
+    links = [f":ref:`chapter {c.number} <{cell_label(c, exported_names(c)[name])}>`" for c in found]
     if links:
         lines += ["", f"Built in {' and '.join(links)}.", ""]
+
+
+# ------------------------------------------------------------------------------------- the pages of chapters
+
+
+def cell_label(chapter: Chapter, index: int) -> str:
+    """The label of a cell, for links from other pages, and its anchor on its own page."""
+    return f"cell-{chapter.number:02d}-{chapter.cells[index].id}".lower()
+
+
+def facts_line(chapter: Chapter) -> str:
+    """What one wants to know before one begins."""
+    versions = chapter.versions
+    python, torch, numpy = versions["python"], versions["torch"], versions["numpy"]
+    seconds = "" if chapter.cpu_seconds is None else f" in {max(1, round(chapter.cpu_seconds))} s"
+    exercises = sum(exercise.minutes for exercise in chapter.exercises)
+    facts = [
+        f"{chapter.sitting().minutes:.0f} minutes to read",
+        f"{exercises} minutes of exercises",
+        f"ran{seconds} with Python {python}, PyTorch {torch}, NumPy {numpy}",
+        f'<a href="../_sources/notebooks/{chapter.path.name}" download>download the notebook</a>',
+    ]
+    return '<p class="tpp-facts">' + " · ".join(f"<span>{fact}</span>" for fact in facts) + "</p>"
+
+
+@cache
+def terms() -> dict[int, list[str]]:
+    """Chapter -> the terms that it explains."""
+    return yaml.safe_load((ROOT / "book" / "terms.yml").read_text(encoding="utf-8"))
+
+
+def link_glossary(app, doctree) -> None:
+    """After each explanation of the glossary the chapter that says more."""
+    if app.env.docname != "book/glossary":
+        return
+    app.env.note_dependency(str(ROOT / "book" / "terms.yml"))
+    homes = {term.lower(): number for number, held in terms().items() for term in held}
+    for item in doctree.findall(nodes.definition_list_item):
+        number = homes[next(iter(item.findall(nodes.term))).astext().lower()]
+        chapter = book()[number]
+        text = f"Chapter\u00a0{number}"
+        link = addnodes.pending_xref(
+            "",
+            nodes.inline("", text),
+            refdomain="std",
+            reftype="doc",
+            reftarget=f"/notebooks/{chapter}",
+            refexplicit=True,
+            refdoc=app.env.docname,
+        )
+        list(item.findall(nodes.paragraph))[-1].extend([nodes.Text(" "), link])
+
+
+def prepare_chapter(app, doctree) -> None:
+    """The line below the title, the chapter's terms for the index, and an anchor for each code cell."""
+    found = [chapter for chapter in book() if f"notebooks/{chapter}" == app.env.docname]
+    if not found:
+        return
+    chapter = found[0]
+    title = next(iter(doctree.findall(nodes.title)))
+    line = nodes.raw("", facts_line(chapter), format="html")
+    title.parent.insert(title.parent.index(title) + 1, line)
+    app.env.note_dependency(str(ROOT / "book" / "terms.yml"))
+    entries = [
+        ("single", term, title.parent["ids"][0], "main", None)
+        for term in terms().get(chapter.number, [])
+    ]
+    title.parent.insert(0, addnodes.index(entries=entries))
+    standard = app.env.get_domain("std")
+    for node in doctree.findall(nodes.container):
+        if "cell" in node["classes"]:
+            label = cell_label(chapter, node["cell_index"])
+            node["ids"].append(label)
+            standard.anonlabels[label] = app.env.docname, label
+
+
+# ------------------------------------------------------------------------------------------------ the claims
+
+
+def in_code(conditions: list[str]) -> str:
+    return ", ".join(f"`{condition}`" for condition in conditions)
+
+
+def stored_line(stored: Stored) -> str:
+    seeds = ", ".join(map(str, stored.seeds))
+    return f"`{stored.command}` (seeds {seeds})"
+
+
+def claims_of(chapter: Chapter, to_root: str) -> str:
+    """What a chapter claims, and everything that it asserts."""
+
+    def cell(index: int) -> str:
+        return f"{{ref}}`cell {index} <{cell_label(chapter, index)}>`"
+
+    number = f"{chapter.number:02d}"
+    parts = [
+        f"## {chapter.title}",
+        f"[Read it]({to_root}notebooks/{chapter.path.name}). Seed {seed(chapter)}. "
+        f'To measure again: `make execute CHAPTERS="{number}"`.',
+    ]
+    for claim in claims(chapter):
+        facts = [cell(claim.cell)]
+        if claim.asserts:
+            facts.append(f"asserted: {in_code(claim.asserts)}")
+        facts += [f"stored runs: {stored_line(stored)}" for stored in claim.stored]
+        text = re.sub(r"\]\((?=\d\d-)", f"]({to_root}notebooks/", claim.text)
+        quote = f"{text}\n\n{' · '.join(facts)}"
+        parts.append("\n".join(f"> {line}".rstrip() for line in quote.splitlines()))
+    found = all_asserts(chapter)
+    count = sum(map(len, found.values()))
+    parts += [
+        f"<details><summary>All {count} asserts of chapter {chapter.number}</summary>",
+        "\n".join(f"- {cell(index)}: {in_code(held)}" for index, held in found.items()),
+        "</details>",
+    ]
+    return "\n\n".join(parts)
+
+
+def claims_page(to_root: str) -> str:
+    """Every chapter's claims, after how many there are."""
+    every = [claim for chapter in book() for claim in claims(chapter)]
+    numbers = sum(len(claim.numbers) for claim in every)
+    count = sum(len(held) for chapter in book() for held in all_asserts(chapter).values())
+    total = f"**{numbers} numbers** in {len(every)} outputs, and {count:,} asserts."
+    return "\n\n".join([total, *(claims_of(chapter, to_root) for chapter in book())])
 
 
 # ------------------------------------------------------------------------------------------------- diagrams
@@ -148,7 +278,12 @@ def fill_markers(app, docname: str, source: list[str]) -> None:
             return inline_diagram(argument)
         for path in (Path(__file__), *(chapter.path for chapter in book())):
             app.env.note_dependency(str(path))
-        passages = {"contents": contents, "chapter-table": chapter_table, "api": api}
+        passages = {
+            "contents": contents,
+            "chapter-table": chapter_table,
+            "api": api,
+            "claims": claims_page,
+        }
         return passages[kind]("../" * docname.count("/"))
 
     source[0] = MARKER.sub(generated, source[0])
@@ -206,6 +341,8 @@ def setup(app) -> dict[str, bool | str]:
     app.connect("html-page-context", run_the_translator)
     app.connect("source-read", fill_markers, priority=100)
     app.connect("doctree-read", free_tags)
+    app.connect("doctree-read", prepare_chapter)
+    app.connect("doctree-read", link_glossary)
     app.connect("autodoc-skip-member", fields_stand_in_the_docstring)
     app.connect("autodoc-process-docstring", say_where_built, priority=900)  # after napoleon
     app.add_css_file("custom.css")

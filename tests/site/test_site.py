@@ -5,6 +5,7 @@ need Chromium and playwright; without them they are skipped, but under CI (envir
 """
 
 import functools
+import html
 import http.server
 import itertools
 import os
@@ -14,12 +15,12 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urldefrag, urlsplit
+from urllib.parse import quote_plus, unquote, urldefrag, urlsplit
 
 import pytest
 import yaml
 
-from tools.chapters import ROOT, chapters
+from tools.chapters import ROOT, Chapter, chapters
 from tools.export_modules import PACKAGE, collect
 
 HTML = Path(os.environ.get("BOOK_HTML", ROOT / "_build" / "html")).resolve()
@@ -214,13 +215,14 @@ def test_mathjax_comes_from_the_site_once_with_its_license(site: Path) -> None:
 
 
 def api_entries() -> dict[str, set[str]]:
-    """Public name -> the chapters that build or better it."""
+    """Public name -> the cells of the chapters that build or better it."""
     built: dict[str, set[str]] = {}
     for chapter in chapters():
         for definition in chapter.definitions:
             for name in definition.names:
                 full = f"{PACKAGE}.{definition.module}.{name}"
-                built.setdefault(full, set()).add(f"../notebooks/{chapter}.html")
+                cell = f"cell-{chapter.number:02d}-{chapter.cells[definition.cell].id}"
+                built.setdefault(full, set()).add(f"../notebooks/{chapter}.html#{cell}")
     public = {
         f"{PACKAGE}.{m}.{name}" for m, held in collect(chapters()).items() for name in held.public
     }
@@ -239,7 +241,7 @@ def test_the_reference_holds_every_public_name_and_links_its_chapters(site: Path
     assert sorted(name for _, name in tops) == sorted(entries), "public names, and no others"
     for (start, name), (end, _) in itertools.pairwise([*tops, (len(text), "")]):
         section = text[start:end].split("<section")[0]
-        links = set(re.findall(r'href="(\.\./notebooks/[^"#]+)"', section))
+        links = set(re.findall(r'href="(\.\./notebooks/[^"]+)"', section))
         assert links == entries[name], f"{name} is built in {entries[name]}, the page links {links}"
 
 
@@ -268,6 +270,60 @@ def test_run_times_come_from_the_notebooks(site: Path) -> None:
         assert re.search(rf"\b{seconds} s\b", text), f"{chapter}'s {seconds} s are not in the table"
 
 
+def test_each_term_has_one_chapter_and_the_glossary_links_it(site: Path) -> None:
+    terms = yaml.safe_load((ROOT / "book" / "terms.yml").read_text(encoding="utf-8"))
+    assert set(terms) == {chapter.number for chapter in chapters()} - {0}
+    every = [term.lower() for held in terms.values() for term in held]
+    assert len(every) == len(set(every)), "a term has two chapters"
+    homes = {term.lower(): number for number, held in terms.items() for term in held}
+    text = read_page(site / "book/glossary.html").text
+    explained = re.findall(
+        r'<dt id="term-[^"]+">(.*?)<a class="headerlink".*?<dd>(.*?)</dd>', text, re.S
+    )
+    assert len(explained) > 80
+    for term, explanation in explained:
+        last = re.findall(r'href="\.\./notebooks/(\d\d)-[^"]*"', explanation)[-1]
+        assert int(last) == homes[html.unescape(re.sub("<[^>]+>", "", term)).lower()], term
+
+
+def strong_numbers(element: Any) -> list[str]:
+    """Bold texts of at most four words of which one begins with a digit, in the built HTML."""
+    texts = [" ".join(strong.text_content().split()) for strong in element.iter("strong", "b")]
+    return [
+        text
+        for text in texts
+        if len(text.split()) <= 4
+        and not text.endswith(":")
+        and any(word.lstrip("-+−±")[:1].isdigit() for word in text.split())
+    ]
+
+
+def test_every_measured_claim_is_listed_with_its_cell(site: Path) -> None:
+    """Counted in the pages as they are shown, not in the notebooks from which the list is made."""
+    from lxml import html as parser
+
+    listed = parser.parse(str(site / "book/claims.html"))
+    sections: dict[str, list[tuple[str, list[str]]]] = {}
+    for quote in listed.iter("blockquote"):
+        links = [link for link in quote.xpath(".//a/@href") if "#cell-" in link]
+        assert len(links) == 1, f"one cell to a claim, not {links}"
+        page, _, anchor = links[0].partition("#")
+        sections.setdefault(Path(page).stem, []).append((anchor, strong_numbers(quote)))
+    total = 0
+    for chapter in chapters():
+        page = parser.parse(str(site / f"notebooks/{chapter}.html"))
+        shown: dict[str, list[str]] = {}
+        for output in page.xpath("//div[contains(@class, 'cell_output')]"):
+            (anchor,) = output.xpath("ancestor::div[starts-with(@id, 'cell-')]/@id")
+            if numbers := strong_numbers(output):
+                shown.setdefault(anchor, []).extend(numbers)
+        assert dict(sections.get(chapter.path.stem, [])) == shown, chapter
+        total += sum(map(len, shown.values()))
+    said = read_page(site / "book/claims.html").text
+    assert total > 100
+    assert f"<strong>{total} numbers</strong>" in said, f"{total} are shown"
+
+
 @pytest.mark.parametrize("page", ["index.md", "book/how-to-use.md"])
 def test_code_on_the_pages_runs(page: str) -> None:
     blocks = re.findall(
@@ -291,6 +347,45 @@ def test_parameters_counted_on_the_paper_page() -> None:
     text = (ROOT / "book/paper-and-us.md").read_text(encoding="utf-8")
     for count in (37_000 * 512, encoder, decoder, 37_000 * 512 + encoder + decoder):
         assert f"| {count:,} |" in text, f"the page does not say {count:,}"
+
+
+@pytest.mark.parametrize("chapter", chapters(), ids=repr)
+def test_below_a_title_stands_what_one_wants_to_know(site: Path, chapter: Chapter) -> None:
+    text = read_page(site / f"notebooks/{chapter}.html").text
+    line = re.search(r'</h1>\s*<p class="tpp-facts">(.*?)</p>', text, re.S)
+    assert line, "the line follows the title"
+    for fact in (
+        f"{round(chapter.sitting().minutes)} minutes to read",
+        f"ran in {max(1, round(chapter.cpu_seconds))} s",
+        *(f"{name} {chapter.versions[name.lower()]}" for name in ("Python", "NumPy")),
+        f"PyTorch {chapter.versions['torch']}",
+    ):
+        assert fact in line[1], f"{fact!r} is not in {line[1]!r}"
+    link = re.search(r'<a href="([^"]+)" download>', line[1])
+    assert link, "the line links the notebook"
+    offered = (site / "notebooks" / link[1]).read_text(encoding="utf-8")
+    assert offered == chapter.path.read_text(encoding="utf-8"), "what is offered is the notebook"
+
+
+@pytest.mark.parametrize("chapter", chapters(), ids=repr)
+def test_names_link_to_the_reference_but_not_where_they_are_defined(
+    site: Path, chapter: Chapter
+) -> None:
+    """And the anchors that the reference links to stand at the cells that define the names."""
+    text = read_page(site / f"notebooks/{chapter}.html").text
+    links = re.findall(r'<a class="tpp-name" href="([^"]+)"[^>]*><span[^>]*>(\w+)</span></a>', text)
+    assert links, "every chapter uses the package"
+    wrong = [(url, name) for url, name in links if not url.endswith(f".{name}")]
+    assert not wrong, f"links to another name: {wrong}"
+    for definition in chapter.definitions:
+        anchor = f'id="cell-{chapter.number:02d}-{chapter.cells[definition.cell].id}"'
+        block = text.partition(anchor)[2].partition("</pre>")[0]
+        plain = html.unescape(re.sub(r"<[^>]+>", "", block.partition("<pre>")[2]))
+        assert plain.partition("\n")[2].strip() == definition.source.strip(), f"not at {anchor}"
+        linked = {
+            name for url, name in re.findall(r'href="([^"]+)"[^>]*><span[^>]*>(\w+)</s', block)
+        }
+        assert not linked & set(definition.names), f"{linked} link in the cell that defines them"
 
 
 # ------------------------------------------------------------------------------------------------ the browser
@@ -397,6 +492,55 @@ def test_page_in_a_browser(chromium: Any, address: str, name: str) -> None:
     finally:
         context.close()
     assert not faults, f"{name}:\n" + "\n".join(faults)
+
+
+# What a reader types -> the chapter that should be among the first three answers.
+SEARCHED = {
+    "vanishing gradient": 1,
+    "additive attention": 2,
+    "softmax": 2,
+    "key padding": 5,
+    "causal mask": 5,
+    "self-attention": 5,
+    "multi-head attention": 6,
+    "positional encoding": 7,
+    "weight tying": 8,
+    "layer normalization": 9,
+    "cross-attention": 11,
+    "byte pair encoding": 13,
+    "teacher forcing": 14,
+    "label smoothing": 14,
+    "warmup": 14,
+    "beam search": 16,
+    "KV cache": 16,
+    "BLEU": 17,
+    "perplexity": 22,
+    "masked language model": 23,
+    "mixed precision": 25,
+    "fine-tuning": 26,
+    "RoPE": 27,
+}
+
+
+@pytest.mark.browser
+def test_the_search_finds_the_chapter_of_a_term(chromium: Any, address: str) -> None:
+    page = chromium.new_page()
+    missed = {}
+    try:
+        for term, number in SEARCHED.items():
+            page.goto(f"{address}search.html?q={quote_plus(term)}")
+            page.wait_for_selector(".search-summary:not(:empty)")
+            page.wait_for_function(
+                "/found|did not match/.test(document.querySelector('.search-summary').textContent)"
+            )
+            answers = page.locator("ul.search > li > a").evaluate_all(
+                "found => found.slice(0, 3).map(link => link.getAttribute('href'))"
+            )
+            if not any(f"notebooks/{number:02d}-" in answer for answer in answers):
+                missed[term] = answers
+    finally:
+        page.close()
+    assert not missed, f"not among the first three answers: {missed}"
 
 
 @pytest.mark.browser
