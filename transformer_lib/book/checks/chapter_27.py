@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from transformer_lib.attention import KeyValueCache, MultiHeadAttention
-from transformer_lib.book.checks import diagnostic, expect_tensor, on_copies
+from transformer_lib.book.checks import diagnostic, expect_tensor
 from transformer_lib.embeddings import rotate
 
 
@@ -65,7 +65,7 @@ def check_complex_rotation(attempt: Callable[[Tensor, Tensor], Tensor]) -> None:
     torch.manual_seed(0)
     x, position = torch.randn(2, 3, 5, 8), torch.arange(5) + 2  # (batch, heads, length, d_k)
     still = torch.zeros(5, dtype=torch.int64)
-    first = expect_tensor(on_copies(attempt, x, still), x.shape, "the turned vectors")
+    first = expect_tensor(attempt(x, still), x.shape, "the turned vectors")
     assert not first.is_complex(), "view the result as real numbers again, (..., d_k)"
     torch.testing.assert_close(
         first,
@@ -89,7 +89,7 @@ def check_complex_rotation(attempt: Callable[[Tensor, Tensor], Tensor]) -> None:
             f"pair {i} of 4 should turn by 10000^(-{i}/4) = {angle:.4f} a position, turns by {found:.4f}"
         )
     torch.testing.assert_close(
-        on_copies(attempt, x, position),
+        attempt(x, position),
         rotate(x, position),
         msg=lambda text: f"each position should turn by its own number: {text}",
     )
