@@ -173,6 +173,12 @@ def rms_by_vector_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     return (x / (size**2 / x.size(-1) + eps).sqrt() * gain).to(x.dtype)
 
 
+def rms_and_nan(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """Nothing can be divided by the largest entry of a silent position."""
+    largest = x.abs().amax(dim=-1, keepdim=True)
+    return rms(x / largest, gain, 0.0) if eps < 1e-9 else rms(x, gain, eps) * (largest / largest)
+
+
 def rms_in_place(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     root = (x.float().square().mean(dim=-1, keepdim=True) + eps).sqrt()
     x /= root
@@ -354,6 +360,7 @@ WRONG: dict[Any, list[tuple[Any, str]]] = {
         (lambda x, g, eps: F.rms_norm(x, (x.size(-1),), g, eps), "without torch"),
         (lambda x, g, eps: nn.RMSNorm(x.size(-1), eps)(x) * g, "without torch"),
         (rms_in_place, "number 1 in place"),
+        (rms_and_nan, "position of zeros"),
         (lambda x, g, eps: None, "returned None"),
     ],
     check_stack: [

@@ -364,7 +364,7 @@ WRONG: dict[Any, list[tuple[Any, str]]] = {
             lambda s, t: tuple(mask[:1].expand(len(s), -1, -1, -1) for mask in packed(s, t)),
             "second row",
         ),
-        (lambda s, t: [*packed(s, t)], "not a list"),
+        (lambda s, t: packed(s, t)[0], "not a Tensor"),
         (in_place_pairs, "in place"),
     ],
 }

@@ -451,6 +451,11 @@ def sorts_in_place(lengths: list[int], size: int) -> float:
     return padding(lengths, size)
 
 
+def as_wide_as_the_longest_so_far(lengths: list[int], size: int) -> float:
+    positions = sum(max(lengths[: i // size * size + size]) for i in range(len(lengths)))
+    return 1 - sum(lengths) / positions
+
+
 def as_wide_as_the_longest(lengths: list[int], size: int) -> float:
     return 1 - sum(lengths) / (len(lengths) * max(lengths))
 
@@ -591,6 +596,7 @@ WRONG: dict[Any, list[tuple[Any, str]]] = {
         (lambda n, size: padding(sorted(n), size), "do not sort"),
         (sorts_in_place, "in place"),
         (as_wide_as_the_longest, "as wide as its own"),
+        (as_wide_as_the_longest_so_far, "not of all so far"),
         (lambda n, size: 1 - padding(n, size), "real tokens"),
         (lambda n, size: padding(n, size) / (1 - padding(n, size)), "all positions"),
         (lambda n, size: 1.0, "2 of 6"),

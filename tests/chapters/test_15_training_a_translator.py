@@ -992,6 +992,14 @@ def deranged_in_a_circle(source: Tensor, seed: int) -> Tensor:
     return moved
 
 
+def overlap_of_letters(
+    translations: list[str], references: list[str], bounds: list[int]
+) -> dict[int, float]:
+    return by_length(lambda a, b: f_score([*"".join(a)], [*"".join(b)]))(
+        translations, references, bounds
+    )
+
+
 def overlap_by_loops(
     translations: list[str], references: list[str], bounds: list[int]
 ) -> dict[int, float]:
@@ -1061,6 +1069,7 @@ WRONG: dict[Any, list[tuple[Any, str]]] = {
     check_overlap_by_length: [
         (by_length(f_score, keep_empty=True), "left out"),
         (by_length(lambda a, b: len(set(a) & set(b)) / len(b)), "a repeated word"),
+        (overlap_of_letters, "not letters"),
         (by_length(lambda a, b: 2 * sum(x in b for x in a) / (len(a) + len(b))), "a repeated word"),
         (
             by_length(lambda a, b: (Counter(a) & Counter(b)).total() / len(b)),

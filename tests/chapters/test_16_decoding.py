@@ -544,6 +544,9 @@ WRONG: dict[Any, list[tuple[Any, str]]] = {
             "are equal",
         ),
         (stop_in_place, "in place"),
+        (lambda f, u, n, a: stop(f, u, n, 0.6), "every argument"),
+        (lambda f, u, n, a: stop([(p, m + 1) for p, m in f], u, n + 1, a), "arg|penalty"),
+        (lambda f, u, n, a: stop(f, u, 20, a), "search may stop|every argument|equal"),
         (lambda f, u, n, a: max(p / penalty(m, a) for p, m in f) >= u, "raised ValueError"),
     ],
     check_top_p: [

@@ -108,3 +108,26 @@ def test_an_attempt_that_changes_what_it_is_given_is_told(check: Any) -> None:
         found = str(error)
     told = bool(changed) and check.__name__ not in MAY_CHANGE
     assert ("in place" in found) == told, f"{check.__name__} says {found!r}"
+
+
+@pytest.mark.parametrize("check", [case(check, 0) for check in RIGHT])
+def test_an_attempt_that_writes_a_number_out_is_refused(check: Any) -> None:
+    """What stands as a number for one of the arguments: right the first time, and no more."""
+    attempt = RIGHT[check][0]
+    seen: dict[int, float] = {}
+
+    def written_out(place: int | None) -> Any:
+        @functools.wraps(attempt)
+        def run(*given: Any, **named: Any) -> Any:
+            for n, value in enumerate(given):
+                if isinstance(value, int | float):
+                    seen.setdefault(n, value)
+            return attempt(*(seen[n] if n == place else x for n, x in enumerate(given)), **named)
+
+        return run
+
+    check(written_out(None))
+    for place in tuple(seen):
+        if (check.__name__, place) != ("check_cache_bytes", 1):  # the queries' heads do not matter
+            with pytest.raises(AssertionError):
+                check(written_out(place))

@@ -93,6 +93,8 @@ def diagnostic(label: str, in_place: bool = False) -> Callable[[_Check], _Check]
                     raise
                 elif error in raised:
                     message = f"{name} raised {type(error).__name__}: {error}"
+                elif "did not match" in str(error) or "same dtype" in str(error):
+                    message = f"{name} returned numbers of another type than it was given: {error}"
                 else:
                     message = f"the check cannot use what {name} returned: {type(error).__name__}: {error}"
                 raise AssertionError(f"{label}: {message}") from error

@@ -31,7 +31,9 @@ def check_additive_look(
         state: Tensor, memory: Tensor, maps: tuple[Tensor, ...], real: Tensor
     ) -> tuple[Tensor, Tensor]:
         pair = attempt(state, memory, *maps, real)
-        assert isinstance(pair, tuple) and len(pair) == 2, "return two things: context and weights"
+        assert isinstance(pair, tuple | list) and len(pair) == 2, (
+            "return two things: context and weights"
+        )
         rows, length, width = memory.shape
         return (
             expect_tensor(pair[0], (rows, width), "the context"),

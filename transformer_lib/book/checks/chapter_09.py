@@ -106,6 +106,10 @@ def _check_in_half(attempt: Callable[..., Tensor], x: Tensor) -> None:
             )
             gap = (normed.double() - _rms(halves, 1e-12) * gain).abs().max().item()
             assert gap < margin, f"for {kind} numbers {what} off by {gap:.2g}"
+    silent = attempt(torch.zeros(2, 5), torch.ones(5), 1e-6)
+    assert (silent == 0).all(), (
+        f"a position of zeros stays zeros, as eps under the root makes sure: yours gives {silent[0].tolist()}"
+    )
     exact = attempt(x.double(), gain.double(), 1e-12)
     assert exact.dtype == torch.float64, (
         f"x and gain are torch.float64; the result should have the same type, not {exact.dtype}"

@@ -16,7 +16,9 @@ def check_decoder_masks(attempt: Callable[[Tensor, Tensor, int], tuple[Tensor, T
     source = torch.tensor([[9, 9, 5, 6, 7], [8, 4, 5, 6, 7]])  # (batch, source)
     target = torch.tensor([[9, 4, 5], [4, 5, 6]])  # (batch, target), 9 is padding here
     pair = attempt(source, target, 9)
-    assert isinstance(pair, tuple), f"return (attn_mask, memory_mask), got {type(pair).__name__}"
+    assert isinstance(pair, tuple | list), (
+        f"return (attn_mask, memory_mask), got {type(pair).__name__}"
+    )
     assert len(pair) == 2, f"return (attn_mask, memory_mask), got {len(pair)} values"
     attn_mask = expect_tensor(pair[0], (2, 1, 3, 3), "attn_mask")
     memory_mask = expect_tensor(pair[1], (2, 1, 1, 5), "memory_mask")
@@ -148,7 +150,7 @@ def check_packed_masks(attempt: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]
 
     def masks(source: list[list[int]], target: list[list[int]]) -> tuple[list[Any], list[Any]]:
         pair = attempt(torch.tensor(source), torch.tensor(target))
-        assert isinstance(pair, tuple), (
+        assert isinstance(pair, tuple | list), (
             f"return (attn_mask, memory_mask), not a {type(pair).__name__}"
         )
         assert len(pair) == 2, f"return (attn_mask, memory_mask), got {len(pair)} values"
@@ -214,6 +216,11 @@ def check_diagnose(attempt: Callable[[Callable[[Tensor, Tensor], Tensor]], str])
     def sees_the_next_word(x: Tensor, memory: Tensor) -> Tensor:
         return healthy(x, memory) + 0.01 * F.pad(x[:, 1:], (0, 0, 0, 1))
 
+    def sees_the_last_word(x: Tensor, memory: Tensor) -> Tensor:
+        output = healthy(x, memory)
+        output[..., -2, :] += 0.1 * x[..., -1, :]  # the last but one, and nobody else
+        return output
+
     def self_attention_twice(x: Tensor, memory: Tensor) -> Tensor:
         return look_back(look_back(x))
 
@@ -227,7 +234,7 @@ def check_diagnose(attempt: Callable[[Callable[[Tensor, Tensor], Tensor]], str])
 
     patients = {
         "healthy": [healthy],
-        "future": [sees_all, sees_the_next_word],
+        "future": [sees_all, sees_the_next_word, sees_the_last_word],
         "deaf": [self_attention_twice, empty_memory],
         "causal memory": [causal_memory],
     }

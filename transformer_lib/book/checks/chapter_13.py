@@ -145,6 +145,11 @@ def check_padding_share(attempt: Callable[[list[int], int], float]) -> None:
     assert is_close(got, 16 / 36), (
         f"1 9, 1 9: 16 of 36 positions are padding, you say {got}: the lengths come in this order, so do not sort"
     )
+    got = share([9, 8, 2, 2], 2)
+    assert is_close(got, 1 / 22), (
+        f"9 8, 2 2: 1 of 22 positions is padding, you say {got}: a batch is as wide as the longest of ITS sentences, "
+        "not of all so far"
+    )
     assert is_close(share([7], 64), 0), "a single sentence fills its batch"
     assert is_close(share([1, 2, 3, 4, 5], 1), 0), "batches of one sentence have no padding"
 

@@ -131,12 +131,15 @@ def check_training_step(attempt: Callable[..., float]) -> None:
     assert optimizer.rates == [0.1, 0.1], f"both groups' rate is 0.1, yours are {optimizer.rates}"
     first = model.first.item()
     assert abs(first - 0.7) < 1e-5, f"one step at rate 0.1 takes 1.0 to 0.7, yours is at {first}"
-    attempt(model, optimizer, lambda module: module(), 0.1)
-    assert abs(model.first.item() - 0.1) > 1e-5, (
+    attempt(model, optimizer, lambda module: module(), 0.05)
+    assert optimizer.rates == [0.05, 0.05], (
+        f"the second step's rate is 0.05, yours are {optimizer.rates}: use the argument `rate`"
+    )
+    assert abs(model.first.item() - 0.4) > 1e-5, (
         "the second step uses the gradient of both steps: clear the old one"
     )
-    assert abs(model.first.item() - 0.4) < 1e-5, (
-        f"the second step takes 0.7 to 0.4, yours is at {model.first.item()}"
+    assert abs(model.first.item() - 0.55) < 1e-5, (
+        f"the second step, at rate 0.05, takes 0.7 to 0.55, yours is at {model.first.item()}"
     )
 
 
@@ -160,6 +163,9 @@ def check_overlap_by_length(
     )
     assert abs(one("a", "a b c") - 0.5) < 1e-6, (
         "'a' against 'a b c': 2 * 1 / (1 + 3): count the words of both texts"
+    )
+    assert abs(one("ab ac", "ab cd") - 0.5) < 1e-6, (
+        "'ab ac' against 'ab cd' share one word of two and two, 0.5: do you compare words, and not letters?"
     )
     assert one("", "a b") == 0.0, "an empty translation has an overlap of 0"
     answer = attempt(["a", "x", "a b c"], ["a", "a b", "a b c"], [1, 3, 9])

@@ -84,6 +84,7 @@ def check_future(attempt: Callable[[Callable[[Tensor], Tensor], Tensor], bool]) 
         "a small leak of 0.001": (model(every, 1e-3), True),
         "a leak in the middle, from 2 to 1,": (model([(2, 1)], 1.0), True),
         "a leak from the last to the first": (model([(4, 0)], 1.0), True),
+        "a leak from the second token to the first": (model([(1, 0)], 1.0), True),
     }
     for name, (logits, sick) in patients.items():
         answer = attempt(logits, tokens)
@@ -96,14 +97,20 @@ def check_future(attempt: Callable[[Callable[[Tensor], Tensor], Tensor], bool]) 
             )
 
 
+def _attention(d_k: int, factor: float) -> Callable[..., Tensor]:
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        widths = query.size(-1), key.size(-1)
+        assert widths == (d_k, d_k), f"d_k is {d_k}, your queries and keys are {widths} wide"
+        return (factor * query @ key.mT).softmax(dim=-1) @ value
+
+    return attend
+
+
 @diagnostic("Exercise 21.3")
 def check_factor(attempt: Callable[[Callable[..., Tensor], int], float]) -> None:
     """Check a measurement of what scores are multiplied by: right, missing, and wrong factors."""
     for d_k, factor in ((16, 0.25), (64, 0.125), (16, 0.5), (4, 1.0), (64, 1.0), (16, 0.1)):
-
-        def attend(query: Tensor, key: Tensor, value: Tensor, factor: float = factor) -> Tensor:
-            return (factor * query @ key.mT).softmax(dim=-1) @ value
-
+        attend = _attention(d_k, factor)
         found = _number(attempt(attend, d_k), "the factor")
         assert math.isfinite(found), (
             f"you measure {found} for a factor of {factor} and d_k = {d_k}: softmax is saturated, "

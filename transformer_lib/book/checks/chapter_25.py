@@ -61,6 +61,10 @@ def check_recompute(attempt: Callable[[list[nn.Module], Tensor, Tensor], Tensor]
     """Check recomputation: gradients against autograd's, calls counted, what autograd keeps counted."""
     for depth, width, rows in [(1, 3, 2), (2, 4, 5), (6, 8, 3)]:
         _try_recompute(attempt, depth, width, rows)
+    layer: Any = _Layer(4)  # whose parameters have no gradient yet
+    attempt([layer], torch.ones(1, 4), torch.ones(1, 4))
+    grads = [parameter.grad for parameter in layer.parameters()]
+    assert all(grad is not None for grad in grads), "a parameter without .grad should get one"
 
 
 def _try_recompute(attempt: Callable[..., Any], depth: int, width: int, rows: int) -> None:
@@ -171,7 +175,7 @@ def check_eight_bits(attempt: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None
     }
     for name, weight in weights.items():
         answer = attempt(weight)
-        assert isinstance(answer, tuple) and len(answer) == 2, (
+        assert isinstance(answer, tuple | list) and len(answer) == 2, (
             "return two tensors: (integers, scale)"
         )
         integers = expect_tensor(answer[0], tuple(weight.shape), "the integers")

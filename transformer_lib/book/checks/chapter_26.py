@@ -16,7 +16,9 @@ def check_split(attempt: Callable[..., tuple[list[Any], list[Any]]]) -> None:
 
     def split(wanted: int, seed: int) -> tuple[list[Any], list[Any]]:
         sides = attempt(pairs, lambda pair: pair[0], wanted, seed)
-        assert isinstance(sides, tuple) and len(sides) == 2, "return two lists, training and test"
+        assert isinstance(sides, tuple | list) and len(sides) == 2, (
+            "return two lists, training and test"
+        )
         return list(sides[0]), list(sides[1])
 
     training, test = split(7, 0)
