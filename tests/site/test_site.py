@@ -445,6 +445,15 @@ TOO_WIDE = """() => {
 }"""
 
 
+# The width between the margins of tools/pdf.py; a browser calls 96 of its pixels an inch.
+PAPER = round((210 - 2 * 18) / 25.4 * 96)
+CUT_ON_PAPER = """() => [...document.querySelectorAll(
+    ".bd-article pre, .bd-article .output, .bd-article div.math, .pst-scrollable-table-container, .bd-article img")]
+    .filter(e => e.checkVisibility() && (e.scrollWidth > e.clientWidth + 1
+        || e.getBoundingClientRect().right > innerWidth + 1))
+    .map(e => `${e.className || e.tagName}, ${e.scrollWidth} px: ${e.textContent.slice(0, 60)}`)"""
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("name", [*PAGES, "search"])
 def test_page_in_a_browser(chromium: Any, address: str, name: str) -> None:
@@ -482,6 +491,10 @@ def test_page_in_a_browser(chromium: Any, address: str, name: str) -> None:
         page.add_style_tag(content="*, *::before, *::after { transition: none !important; }")
         page.set_viewport_size({"width": 390, "height": 844})
         faults += [f"wider than a phone: {element}" for element in page.evaluate(TOO_WIDE)]
+        page.emulate_media(media="print")
+        page.set_viewport_size({"width": PAPER, "height": 1000})
+        faults += [f"cut on paper: {element}" for element in page.evaluate(CUT_ON_PAPER)]
+        page.emulate_media(media="screen")
         page.set_viewport_size({"width": 1280, "height": 900})
         page.evaluate(THIN_OUT)
         theme = page.evaluate("document.documentElement.dataset.theme")
