@@ -374,7 +374,8 @@ def test_everything_can_be_done_by_keyboard(open_page: OpenPage, kind: str) -> N
             page.keyboard.press("Home")
             page.keyboard.press("ArrowRight")
             checked = page.evaluate(
-                "[...document.activeElement.parentNode.children].map(b => [b === document.activeElement, b.ariaChecked])"
+                "[...document.activeElement.parentNode.children].map("
+                "b => [b === document.activeElement, b.ariaChecked])"
             )
             assert checked[:2] == [[False, "false"], [True, "true"]], "the second is chosen"
         else:
