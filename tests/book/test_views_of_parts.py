@@ -412,7 +412,9 @@ def test_it_fits_the_screen_and_nothing_below_moves(
         for place in (0, 5, 1000):
             move(page, name, place)
             assert page.locator("#below").bounding_box() == below, (name, place)
-    for group, choice in (("mask", "none"), ("numbers", "scores")) if kind == "mask" else ():
+    for group, choice in (
+        (("mask", "both"), ("mask", "none"), ("numbers", "scores")) if kind == "mask" else ()
+    ):
         page.get_by_role("radiogroup", name=group).get_by_text(choice).click()
         page.locator(".tpp-matrix tbody button").nth(1).click()
         assert page.locator("#below").bounding_box() == below, (group, choice)
