@@ -17,6 +17,7 @@
     const visible = (byte > 32 && byte < 127) || (byte > 160 && byte !== 173);
     LETTERS.push(String.fromCharCode(visible ? byte : next++));
   }
+  const UTF8 = new TextDecoder("utf-8", { ignoreBOM: true }); // bytes that are no letter become U+FFFD, as in Python
   const BYTES = new Map(LETTERS.map((letter, byte) => [letter, byte]));
 
   class Tokenizer {
@@ -53,7 +54,7 @@
     decode(ids) {
       const letters = ids.filter((id) => id > EOS).map((id) => this.tokens[id]).join("");
       const bytes = Uint8Array.from(letters, (letter) => BYTES.get(letter));
-      return new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
+      return UTF8.decode(bytes);
     }
   }
 

@@ -275,11 +275,20 @@
       }
     }
 
+    // What the token of a node is called.
+    function nameOf(node) {
+      node.name ??= nameTokens(loaded.tokenizer, [node.parent?.token ?? BOS, node.token])[1];
+      return node.name;
+    }
+
     // ---- Showing ------------------------------------------------------------------------------------------
 
     // The step whose likeliest piece had the smallest probability.
     function leastSure() {
-      const sure = path(leaf).slice(0, -1).map(({ logits }) => nextTokens(logits, 1, 1)[0].probability);
+      const sure = path(leaf).slice(0, -1).map(({ logits }) => {
+        const most = logits.reduce((a, b) => Math.max(a, b));
+        return 1 / logits.reduce((sum, logit) => sum + Math.exp(logit - most), 0);
+      });
       return sure.indexOf(Math.min(...sure)) + 1;
     }
 
@@ -321,7 +330,7 @@
     }
 
     function showStep() {
-      const { tokenizer } = loaded, nodes = path(leaf).slice(1), names = nameTokens(tokenizer, nodes.map((node) => node.token));
+      const { tokenizer } = loaded, nodes = path(leaf).slice(1), names = nodes.map(nameOf);
       output.textContent = tokenizer.decode(written(playing ? nodes[step - 1] : leaf)).trim();
       slider.min = 1;
       slider.max = leaf.length;
@@ -335,7 +344,7 @@
 
     // The kinds of attention up to this step: names of the tokens that look and are looked at, layers[layer][head][query] weights.
     function groups() {
-      const nodes = path(leaf), reading = nodes.slice(0, step), names = nameTokens(loaded.tokenizer, nodes.map((node) => node.token));
+      const nodes = path(leaf), reading = nodes.slice(0, step), names = nodes.map(nameOf);
       const of = (kind) => reading[0][kind].map((maps, l) => maps.map((_, h) => reading.map((node) => node[kind][l][h])));
       return {
         encoder: { title: `${from} looks at ${from}`, queries: run.names, keys: run.names, layers: run.source.attention },
@@ -425,7 +434,10 @@
     function paint(canvas, map, columns) {
       [canvas.width, canvas.height] = [columns, Math.max(map.length, columns === run.names.length ? 1 : columns)];
       const picture = canvas.getContext("2d"), image = picture.createImageData(canvas.width, canvas.height);
-      map.forEach((weights, i) => weights.forEach((weight, j) => image.data.set([213, 94, 0, 255 * weight ** 0.6], 4 * (i * columns + j))));
+      map.forEach((weights, i) => weights.forEach((weight, j) => {
+        const at = 4 * (i * columns + j);
+        image.data[at] = 213, image.data[at + 1] = 94, image.data[at + 3] = 255 * weight ** 0.6;
+      }));
       picture.putImageData(image, 0, 0);
     }
 
@@ -440,7 +452,7 @@
       const kept = all.filter((entry) => entry.allowed), sum = kept.reduce((total, entry) => total + entry.probability, 0);
       const before = nodes.slice(1, step).map((node) => node.token);
       next.replaceChildren(...all.slice(0, SHOWN).map(({ token, probability, allowed }) => {
-        const name = nameTokens(loaded.tokenizer, [...before, token]).at(-1), isWritten = token === nodes[step].token;
+        const name = nameTokens(loaded.tokenizer, [nodes[step - 1].token, token])[1], isWritten = token === nodes[step].token;
         const share = allowed ? probability / sum : 0, bar = make("i", { "aria-hidden": "true" });
         bar.style.width = `${100 * (allowed ? share : probability)}%`;
         const words = `${name}, ${allowed ? percent(share) : "cut by top-p"}${isWritten ? ", written here" : ""}`;
@@ -488,7 +500,7 @@
           const bend = narrow ? `C${x1} ${y1 + 12} ${x2} ${y2 - 12}` : `C${x1 + 10} ${y1} ${x2 - 10} ${y2}`;
           edges.append(make("path", { d: `M${x1} ${y1} ${bend} ${x2} ${y2}`, class: isOn ? "tpp-on" : "" }));
         }
-        const name = nameTokens(loaded.tokenizer, path(node).map(({ token }) => token)).at(-1);
+        const name = nameOf(node);
         const state = score !== undefined ? "finished" : parents.has(node) || node.length === newest ? "kept" : "dropped";
         const told = score !== undefined ? `, finished, score ${score.toFixed(2)}` : state === "dropped" ? ", went no further" : "";
         const button = make("button", { type: "button", class: `tpp-${state}${isOn ? " tpp-on" : ""}${node === here ? " tpp-here" : ""}`, tabindex: node === here ? 0 : -1,
