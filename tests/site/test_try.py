@@ -28,7 +28,7 @@ from transformer_lib.book.in_the_browser import (
     write_page,
     write_scripts,
 )
-from transformer_lib.decoding import IncrementalDecoder
+from transformer_lib.decoding import IncrementalDecoder, beam_search
 from transformer_lib.inspection import record_attention
 from transformer_lib.pairs import load_pairs
 from transformer_lib.tokenizer import BOS_ID, EOS_ID, encode_texts, train_tokenizer
@@ -297,6 +297,29 @@ def test_logits_and_attention_are_those_of_python(labs: list[Any], rounded: Tran
     for layer, weights in enumerate(encoder):
         own = recorded[f"encoder.layers.{layer}.self_attention"][0]
         assert (torch.tensor(weights, dtype=torch.float64) - own).abs().max() < 1e-9
+
+
+@pytest.mark.browser
+def test_beam_search_finds_the_same_translations_with_the_same_scores(
+    labs: list[Any], rounded: Translator, sentences: list[str]
+) -> None:
+    """Not only the best: in 64 bits, all that it returns, where a limit ends the search, too."""
+    exact = in_eight_bits(rounded).model.double()
+    for text, limit in [*((text, 60) for text in sentences[:8]), (SENTENCE, 6)]:
+        source = [*encode_texts(rounded.tokenizer, [text])[0], EOS_ID]
+        found = labs[0].evaluate(
+            """([ids, limit]) => {
+                const search = tppTranslator.beamSearch(lab.model, lab.model.read(ids), limit);
+                for (let found = search.next(); ; found = search.next())
+                    if (found.done) return found.value.map(({ node, score }) =>
+                        [tppTranslator.written(node), score, node.logProbability]);
+            }""",
+            [source, limit],
+        )
+        [expected] = beam_search(exact, torch.tensor([source]), limit)
+        assert [tokens for tokens, _, _ in found] == [hypothesis.tokens for hypothesis in expected]
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours[1:] == pytest.approx(theirs[1:], abs=1e-4), f"score and log p of {text!r}"
 
 
 # Of each kind: letters with marks in both forms, bytes that are no letter, all sorts of white space, other scripts,

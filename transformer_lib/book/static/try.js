@@ -395,7 +395,7 @@
       }
       const { title, queries, keys, layers } = all[chosen.group], map = layers[chosen.layer][chosen.head];
       const query = asking;
-      headTitle.textContent = `${chosen.group}, layer ${chosen.layer}, head ${chosen.head}: ${title}`;
+      headTitle.replaceChildren(`${chosen.group}, layer ${chosen.layer}, head ${chosen.head}`, make("br"), make("span", { class: "tpp-small" }, title));
       const height = ROW * Math.max(queries.length, keys.length), lines = make("svg", { viewBox: `0 0 100 ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" });
       lines.style.height = `${height}px`;
       map.forEach((weights, i) => weights.forEach((weight, j) => {
