@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shutil
+import subprocess
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -736,6 +737,13 @@ def test_a_missing_file_is_named_and_the_next_click_tries_again(
     reader.page.context.close()
 
 
+def test_make_try_runs_this_command() -> None:
+    shown = subprocess.run(
+        ["make", "--dry-run", "try", "MODEL=my model"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert '-m transformer_lib.book.in_the_browser "my model" --output build/try' in shown.stdout
+
+
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none"), "--output", str(tmp_path / "page")]) == 1
     assert f"{tmp_path / 'none'} is no translator" in capsys.readouterr().err
@@ -759,7 +767,7 @@ def test_the_strip_translates_and_leads_to_the_page(
     reader.page.wait_for_function(
         "document.querySelector('.tpp-status').textContent.startsWith('Translated')", timeout=0
     )
-    assert reader.page.inner_text(".tpp-try-strip output")
+    assert reader.page.inner_text(".tpp-strip-result")
     assert reader.page.get_attribute(".tpp-try-strip a", "href").endswith("/book/try.html")
     reader.page.fill("input", "")
     reader.page.press("input", "Enter")
