@@ -143,6 +143,7 @@ def recipe(steps: int) -> Any:
 def gradients(device: str) -> Any:
     """How far four shared gradients are from the whole one, in its lengths; the evaluated losses."""
     import torch
+    from torch.distributed.fsdp import FSDPModule
 
     from transformer_lib.pairs import make_batch
     from transformer_lib.parallel import (
@@ -184,6 +185,8 @@ def gradients(device: str) -> Any:
         sharded, _, _ = toy(0)
         fully_sharded(sharded.to(own))
         answer["sharded"] = away(sharded, batch, share())
+        parts = sharded.named_modules()
+        answer["gathered apart"] = [name for name, part in parts if isinstance(part, FSDPModule)]
         optimizer = make_optimizer(sharded)
         optimizer.step()
         states = [x for entries in optimizer.state.values() for x in entries.values()]
@@ -198,6 +201,7 @@ def expect_one_gradient(answers: list[Any]) -> None:
         for name in ("shared", "fewer rows than ranks", "sharded"):
             assert found[name] < 1e-5, f"{name}: {found}"
         assert found["evaluated"] == pytest.approx(found["alone"], rel=1e-5)
+        assert found["gathered apart"] == ["", "encoder.layers.0", "decoder.layers.0"]
         formula = 16 * found["weights"] / found["ranks"]
         assert 1 <= found["bytes"] / formula < 1.1
 
