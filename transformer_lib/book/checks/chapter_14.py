@@ -203,7 +203,7 @@ def check_clip(attempt: Callable[[list[Tensor], float], Tensor]) -> None:
         return parameters
 
     def clip(parameters: list[Tensor], max_norm: float) -> float:
-        clips = {name: _forbidden for name in vars(clip_grad) if "clip" in name}
+        clips: dict[str, Any] = {name: _forbidden for name in vars(clip_grad) if "clip" in name}
         with mock.patch.multiple(clip_grad, **clips):
             length = attempt(parameters, max_norm)
         assert not any(parameter.detach().any() for parameter in parameters), (
