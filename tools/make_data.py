@@ -569,6 +569,28 @@ def as_cells(pair: Pair) -> tuple[str, str, str]:
     return pair.text, pair.english, f"`{pair.origin}`".replace("|", "\\|")
 
 
+def command_line(
+    purpose: str | None,
+    arguments: list[str] | None,
+    make: Callable[[Path, Path], Any],
+    check: Callable[[Path], dict[str, Any]],
+    fill_page: Callable[[str, dict[str, Any]], str],
+) -> None:
+    """The command line of the tools that make one kind of data: make it, check it, write its tables."""
+    parser = argparse.ArgumentParser(
+        description=purpose, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--packages", type=Path, help="folder of the .deb file")
+    parser.add_argument("--output", type=Path, required=True, help="folder of what is made")
+    parser.add_argument("--page", type=Path, help="page whose tables to write as well")
+    options = parser.parse_args(arguments)
+    if options.packages:
+        make(options.packages, options.output)
+    manifest = check(options.output)
+    if options.page:
+        options.page.write_text(fill_page(options.page.read_text(), manifest))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(

@@ -11,7 +11,6 @@ DIR is where the .deb file is, or where `apt-get download` shall put it; without
 in the output folder is only compared with its manifest.
 """
 
-import argparse
 import gzip
 import json
 import subprocess
@@ -23,6 +22,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from tools.make_data import (
+    command_line,
     describe_package,
     fill_tables,
     find_packages,
@@ -152,18 +152,7 @@ def fill_page(page: str, manifest: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--packages", type=Path, help="folder of the .deb file")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the pictures")
-    parser.add_argument("--page", type=Path, help="page whose tables to write as well")
-    options = parser.parse_args(arguments)
-    if options.packages:
-        make(options.packages, options.output)
-    manifest = check(options.output)
-    if options.page:
-        options.page.write_text(fill_page(options.page.read_text(), manifest))
+    command_line(__doc__, arguments, make, check, fill_page)
 
 
 if __name__ == "__main__":

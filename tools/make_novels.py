@@ -10,7 +10,6 @@ and austen.json. The same package gives the same bytes. DIR is where the .deb fi
 with their manifest.
 """
 
-import argparse
 import gzip
 import json
 import struct
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.make_data import (
+    command_line,
     describe_package,
     fill_tables,
     find_packages,
@@ -169,18 +169,7 @@ def fill_page(page: str, manifest: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--packages", type=Path, help="folder of the .deb file")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the novels")
-    parser.add_argument("--page", type=Path, help="page whose tables to write as well")
-    options = parser.parse_args(arguments)
-    if options.packages:
-        make(options.packages, options.output)
-    manifest = check(options.output)
-    if options.page:
-        options.page.write_text(fill_page(options.page.read_text(), manifest))
+    command_line(__doc__, arguments, make, check, fill_page)
 
 
 if __name__ == "__main__":

@@ -129,6 +129,16 @@ def test_setup_and_parameters_come_first(chapter: Chapter) -> None:
 
 
 @each_chapter
+def test_every_import_is_used(chapter: Chapter) -> None:
+    """But for those of the setup cell, which is the same everywhere."""
+    nodes = [node for cell in chapter.code[1:] for node in ast.walk(parse_cell(cell.source, "cell"))]
+    imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.asname or alias.name.split(".")[0] for node in imports for alias in node.names}
+    unused = names - {node.id for node in nodes if isinstance(node, ast.Name)}
+    assert not unused, f"imported for nothing: {sorted(unused)}"
+
+
+@each_chapter
 def test_the_sections_are_there_in_order(chapter: Chapter) -> None:
     headings = list(chapter.sections)
     if "Going deeper" in headings:  # it may be skipped, and stands behind the body

@@ -266,7 +266,7 @@ def test_plot_attention_wants_a_label_for_each_row_and_column() -> None:
 
 
 def no_scale(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)
+    return (query @ key.mT).masked_fill(~mask, -math.inf).softmax(dim=-1) @ value
 
 
 def softmax_over_queries(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
@@ -419,10 +419,9 @@ def leaks_into_the_first(attention: Attention) -> bool:
 # The attempts at the exercises, which test_attempts.py hands to the checks.
 
 RIGHT: dict[Any, list[Any]] = {
-    check_attention: [attention_by_hand, attention_by_einsum, F.scaled_dot_product_attention],
+    check_attention: [attention_by_hand, attention_by_einsum],
     check_causal_mask: [
         causal_by_positions,
-        lambda n: torch.ones(n, n).tril().bool(),
         lambda n: torch.tensor([[j <= i for j in range(n)] for i in range(n)]),
     ],
     check_window_mask: [window_by_distance, window_by_loops],
@@ -437,19 +436,24 @@ WRONG: dict[Any, list[tuple[Any, str]]] = {
         (no_batch, "transpose the last two|raised|shape"),
         (lambda *inputs: None, "None"),
         (attention_in_place, "in place"),
+        (F.scaled_dot_product_attention, "without torch's scaled"),
+        (lambda q, k, v, m: scaled_dot_product_attention(q, k, v, m), "without torch's scaled"),
         (attention_with_a_loose_mask, "only key 2 is allowed"),
         (attention_multiplied, "multiplied instead of filled"),
         (attention_of_d_k_4, "width"),
         (attention_by_values_width, "scale"),
     ],
     check_causal_mask: [
-        (lambda n: torch.ones(n, n).tril(), "boolean"),
-        (lambda n: torch.ones(n, n, dtype=torch.bool).triu(), "future|transposed"),
-        (lambda n: torch.ones(n, n, dtype=torch.bool).tril(-1), "itself"),
-        (lambda n: ~torch.ones(n, n, dtype=torch.bool).tril(), "itself"),
+        (lambda n: causal_by_positions(n).float(), "boolean"),
+        (lambda n: causal_by_positions(n).T, "future|transposed"),
+        (lambda n: causal_by_positions(n) & ~torch.eye(n, dtype=torch.bool), "itself"),
+        (lambda n: ~causal_by_positions(n), "itself"),
         (lambda n: torch.ones(n, n, dtype=torch.bool), "future"),
-        (lambda n: torch.ones(n + 1, n + 1).tril().bool(), "shape"),
-        (lambda n: causal_mask(4)[:n, :n], "shape"),
+        (lambda n: causal_by_positions(n + 1), "shape"),
+        (lambda n: causal_by_positions(4)[:n, :n], "shape"),
+        (lambda n: torch.ones(n, n, dtype=torch.bool).tril(), "without torch's tril"),
+        (causal_mask, "without torch's tril"),
+        (lambda n: torch.ones(n, n).triu(1) == 0, "without torch's triu"),
     ],
     check_window_mask: [
         (one_sided, "both neighbors"),

@@ -54,6 +54,20 @@ def always_post(
     return norm_2(x + ffn(x))
 
 
+def always_pre(
+    x: Tensor, attend: Part, ffn: Part, norm_1: Part, norm_2: Part, norm_first: bool
+) -> Tensor:
+    x = x + attend(norm_1(x))
+    return x + ffn(norm_2(x))
+
+
+def norm_behind_the_layer(
+    x: Tensor, attend: Part, ffn: Part, norm_1: Part, norm_2: Part, norm_first: bool
+) -> Tensor:
+    x = right_layer(x, attend, ffn, norm_1, norm_2, norm_first)
+    return norm_2(x) if norm_first else x
+
+
 def upside_down(
     x: Tensor, attend: Part, ffn: Part, norm_1: Part, norm_2: Part, norm_first: bool
 ) -> Tensor:
@@ -197,6 +211,8 @@ WRONG: dict[Any, list[tuple[Any, str]]] = {
     chapter_10.check_torch_padding_mask: [
         (not_inverted, "True means padding"),
         (squeezed, "squeeze"),
+        (lambda mask: ~mask.reshape(2, -1), "three sentences of two words"),
+        (lambda mask: ~mask[0, 0], "shape"),
         (lambda mask: ~mask, "should have shape"),
         (lambda mask: ~mask[:, 0], "should have shape"),
         (lambda mask: 1 - mask[:, 0, 0].float(), "boolean"),
@@ -205,8 +221,10 @@ WRONG: dict[Any, list[tuple[Any, str]]] = {
     ],
     chapter_10.check_encoder_layer: [
         (without_residual, "residual"),
-        (always_post, "pre-norm: the norms are off"),
+        (always_post, "no difference: yours is post"),
         (upside_down, "wrong way round"),
+        (always_pre, "no difference: yours is pre"),
+        (norm_behind_the_layer, "after the last residual"),
         (residual_after_norm, "NOT normalized"),
         (norms_swapped, "post-norm: the norms are off"),
         (side_by_side, "must read what attention returned"),

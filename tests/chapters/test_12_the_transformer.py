@@ -1,5 +1,6 @@
 """The whole model: its configuration, behavior, size, exchange of weights with torch, and greedy decoding."""
 
+import math
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, asdict, replace
 from typing import Any
@@ -773,6 +774,12 @@ def score_and_leave_in_eval(model: Transformer, source: Tensor, sentence: list[i
     return score(model.eval(), source, sentence)
 
 
+def score_and_train(model: Transformer, source: Tensor, sentence: list[int]) -> Tensor:
+    result = score(model, source, sentence)
+    model.train()
+    return result
+
+
 def score_and_append(model: Transformer, source: Tensor, sentence: list[int]) -> Tensor:
     result = score(model, source, sentence)
     sentence.append(EOS)
@@ -865,6 +872,8 @@ WRONG: dict[Any, list[tuple[Any, str]]] = {
         (score_with_dropout, "dropout"),
         (score_and_leave_in_eval, "comes back in eval mode"),
         (score_and_append, "in place"),
+        (score_and_train, "in eval mode comes back in training"),
+        (lambda m, s, y: score(m, s, y) / math.log(2), "in bits"),
         (score_of_the_last, "every token counts"),
         (score_of_each, "one number"),
     ],

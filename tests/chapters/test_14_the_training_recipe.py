@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, StepLR
 
 from transformer_lib.book.checks.chapter_14 import (
@@ -813,6 +814,14 @@ def clipping(
     return attempt
 
 
+def length_of_the_parameters(parameters: list[Tensor], max_norm: float) -> Tensor:
+    length = torch.stack([parameter.norm() for parameter in parameters]).norm()
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.mul_(min(1.0, max_norm / float(length + 1e-6)))
+    return length.detach()
+
+
 def by_value(parameters: list[Tensor], max_norm: float) -> Tensor:
     for parameter in parameters:
         if parameter.grad is not None:
@@ -884,6 +893,8 @@ WRONG: dict[Any, list[tuple[Any, str]]] = {
         (smoothed_loss(in_place=True), "in place"),
         (by_torch, "cross_entropy"),
         (by_nll, "nll_loss"),
+        (lambda *given: dense(*given).detach(), "no gradient"),
+        (lambda *given: torch.tensor(dense(*given).item()), "no gradient"),
         (lambda *arguments: None, "returned None|should be a tensor"),
     ],
     check_half_peak: [
@@ -911,6 +922,8 @@ WRONG: dict[Any, list[tuple[Any, str]]] = {
         (not_in_place, "nothing was clipped"),
         (lambda parameters, most: torch.tensor(13.0), "nothing was clipped"),
         (lambda p, most: torch.nn.utils.clip_grad_norm_(p, most), "clip_grad_norm_"),
+        (clip_grad_norm_, "clip_grad_norm_"),
+        (length_of_the_parameters, "that of the gradients"),
         (lambda p, most: (clipping()(p, most), None)[1], "returned None"),
     ],
 }

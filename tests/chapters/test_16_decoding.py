@@ -409,6 +409,12 @@ def top_p_strict(probability: Tensor, p: float) -> Tensor:
     return torch.zeros_like(probability).scatter(0, order, ordered / ordered.sum().clamp(min=1e-9))
 
 
+def top_p_or_nothing(probability: Tensor, p: float) -> Tensor:
+    ordered, order = probability.sort(descending=True)
+    ordered = ordered.masked_fill(ordered.cumsum(dim=-1) > p + 1e-6, 0.0)
+    return torch.zeros_like(probability).scatter(0, order, ordered / ordered.sum())
+
+
 def top_p_in_order(probability: Tensor, p: float) -> Tensor:
     ordered = probability.sort(descending=True).values
     ordered = ordered.masked_fill(ordered.cumsum(dim=-1) - ordered >= p, 0.0)
@@ -458,6 +464,8 @@ def beam(
     fresh: bool = False,
     late: int = 0,
     keep_end: bool = False,
+    per_beam: bool = False,
+    mean: bool = False,
 ) -> list[int]:
     beams: list[tuple[float, list[int]]] = [(0.0, [])]
     finished: list[tuple[float, list[int]]] = []
@@ -469,6 +477,7 @@ def beam(
             (total + (0.0 if ignore_end and t == end else p), [*tokens, t])
             for total, tokens, row in rows
             for t, p in enumerate(row)
+            if not per_beam or p >= sorted(row)[-beam_size]
         ]
         candidates.sort(key=lambda c: -c[0])
         counted = candidates if ranked is None else candidates[: ranked * beam_size]
@@ -481,7 +490,9 @@ def beam(
         beams = [c for c in room if c[1][-1] != end][: beam_size * wide]
     if unfinished:
         finished += beams
-    return max(finished, default=(0.0, []))[1]
+    if mean:
+        finished = [(total / (len(tokens) + 1), tokens) for total, tokens in finished]
+    return max(finished)[1] if per_beam else max(finished, default=(0.0, []))[1]
 
 
 def beam_with_heap(next_token: Any, beam_size: int, end: int, most: int) -> list[int]:
@@ -556,11 +567,14 @@ WRONG: dict[Any, list[tuple[Any, str]]] = {
         (top_p_softmax, "softmax of probabilities"),
         (top_p_by_value, "count tokens"),
         (top_p_in_place, "in place"),
+        (top_p_or_nothing, "crosses p"),
         (top_p_unsorted, "no other is needed|likeliest token|old place"),
         (lambda x, p: x.masked_fill(x < p, 0.0), "every token"),
     ],
     check_beam_search: [
         (partial(beam, keep_end=True), "leave the end token out"),
+        (partial(beam, per_beam=True), "take ALL"),
+        (partial(beam, mean=True), "length penalty"),
         (partial(beam, ignore_end=True), "of the end token added"),
         (partial(beam, fresh=True), "added up"),
         (partial(beam, first_wins=True), "stopped at the first finished one"),

@@ -175,6 +175,11 @@ def blocks(length: int) -> Tensor:
     return block == block[:, None]
 
 
+def blocks_of_four(length: int) -> Tensor:
+    row, column = torch.arange(length) // 4, torch.arange(length) % 4
+    return (row == row[:, None]) | (column == column[:, None])
+
+
 def only_the_stops(length: int) -> Tensor:
     return (torch.arange(length) % math.isqrt(length) == 0).expand(length, length)
 
@@ -232,6 +237,7 @@ WRONG: dict[Any, list[tuple[Any, str]]] = {
         (window, "cannot hear of"),
         (blocks, "cannot hear of"),
         (only_the_stops, "cannot hear of"),
+        (blocks_of_four, "too many pairs at length 400"),
         (lambda n: town_crier(n).float(), "boolean"),
         (lambda n: town_crier(n)[None], "shape"),
         (lambda n: town_crier(n).tril(), "cannot hear of"),

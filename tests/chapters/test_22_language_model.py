@@ -412,6 +412,12 @@ def shift_inside(tokens: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return read, read.roll(-1, dims=1)
 
 
+def by_columns(tokens: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    fit = (len(tokens) - 1) // length
+    columns = tokens[: fit * length].view(length, fit).T
+    return columns, columns + 1
+
+
 def one_too_few(tokens: Tensor, length: int) -> tuple[Tensor, Tensor]:
     read, wanted = by_unfold(tokens, length)
     return read[:-1], wanted[:-1]
@@ -555,6 +561,10 @@ WRONG: dict[Any, list[tuple[Any, str]]] = {
         ),
         (lambda n, t, w, c: (math.exp(n / t), math.exp(n / w), n / math.log(2) / t), "per token"),
         (lambda n, t, w, c: math.exp(n / t), "three numbers"),
+        (lambda n, t, w, c: (math.exp(-n / t), math.exp(-n / w), n / math.log(2) / c), "sign"),
+        (lambda n, t, w, c: (math.exp(t / n), math.exp(w / n), n / math.log(2) / c), "upside down"),
+        (lambda n, t, w, c: (math.exp(n / w), math.exp(n / t), n / math.log(2) / c), "per word"),
+        (lambda n, t, w, c: (math.exp(n / t), math.exp(n / w), 2 ** (n / c)), "mean cost"),
     ],
     chapter_22.check_windows: [
         (without_shift, "shift it by one"),
@@ -562,6 +572,7 @@ WRONG: dict[Any, list[tuple[Any, str]]] = {
         (with_a_gap, "fills no window|never wanted"),
         (shift_inside, "the one behind it"),
         (one_too_few, "fills no window"),
+        (by_columns, "one behind the other"),
         (from_the_second, "begin with the first token"),
         (lambda tokens, length: tokens, "read and wanted"),
     ],
@@ -576,6 +587,8 @@ WRONG: dict[Any, list[tuple[Any, str]]] = {
     ],
     chapter_22.check_longest_copy: [
         (common_words, "without a gap|should be"),
+        (lambda a, b: by_table([x.lower() for x in a], [x.lower() for x in b]), "word for word"),
+        (lambda a, b: by_table(b, a), "first in .text."),
         (parts_of_words, "whole words"),
         (last_of_equals, "the first in `text`"),
         (stops_before_the_end, "end of both"),

@@ -522,6 +522,8 @@ WRONG: dict[Any, list[tuple[Any, str]]] = {
         (eight_bits(dtype=torch.uint8), "not torch.int8"),
         (eight_bits(in_place=True), "in place"),
         (eight_bits(column=True), "should have shape"),
+        (lambda w: (right_eight_bits(w)[0], 1 / right_eight_bits(w)[1]), "largest / 127"),
+        (lambda w: (right_eight_bits(w)[0], 127 * right_eight_bits(w)[1]), "largest number itself"),
         (lambda weight: right_eight_bits(weight)[0], "two tensors"),
         (lambda weight: None, "returned None"),
     ],

@@ -325,6 +325,7 @@ WRONG: dict[Any, list[tuple[Any, str]]] = {
     check_split: [
         (split_pairs, "both sides"),
         (split_in_place, "in place"),
+        (lambda p, g, w, s: split(p, g, w + 1, s), "stop at as many"),
         (lambda p, g, w, s: split(p, g, w, s, shuffle=False), "seed"),
         (lambda p, g, w, s: split(p, g, w, 0), "seed"),
         (lambda p, g, w, s: split(p, g, w - 5, s), "at least"),
@@ -348,6 +349,8 @@ WRONG: dict[Any, list[tuple[Any, str]]] = {
         (lambda w, p: torch.cat([w, rows(w, p, lambda x: x.sum(dim=0))]), "sum"),
         (lambda w, p: torch.cat([w, w.mean(dim=0).expand(len(p), -1)]), "all rows"),
         (lambda w, p: torch.cat([w, rows(w, p, lambda x: x[0])]), "mean of rows"),
+        (lambda w, p: torch.cat([w, rows(w, p, lambda x: x.sum(dim=0) / 2)]), "number of pieces"),
+        (lambda w, p: torch.cat([w, rows(w, p, lambda x: x[[0, -1]].mean(dim=0))]), "all pieces"),
         (lambda w, p: torch.cat([w, rows(w, p, torch.mean)]), "RuntimeError"),
         (lambda w, p: torch.cat([w, torch.randn(len(p), w.size(1))]), "mean of rows"),
     ],

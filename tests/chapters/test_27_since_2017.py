@@ -459,6 +459,8 @@ WRONG: dict[Any, list[tuple[Any, str]]] = {
         (lambda x, p: rotated(x, p, power=0.5), "should turn by"),
         (lambda x, p: rotated(x, p, same=True), "each position"),
         (lambda x, p: rotated(x, p + 1), "position 0"),
+        (lambda x, p: rotated(x, torch.arange(x.size(-2))), "use .position."),
+        (lambda x, p: rotated(x.double(), p), "should be too"),
         (lambda x, p: torch.complex(*x.chunk(2, dim=-1)), "shape"),
         (lambda x, p: torch.stack(rotated(x, p).chunk(2, dim=-1), dim=-1).flatten(-2), "ORDER"),
     ],

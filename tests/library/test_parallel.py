@@ -237,38 +237,23 @@ def lives(folder: str, life: int) -> Any:
         if life == 0 and place()[0] == 1 and progress.step == 8:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def together(steps, checkpoint, dropout=0.0):
+        """Train in all processes: the weights, and how many steps were reported."""
+        model, batches, how = toy(4, dropout=dropout)
+        how |= {"checkpoint": checkpoint, "settings": recipe(steps), "on_report": die}
+        taken = train(data_parallel(model), batches, share(), **how)
+        return torch.cat([p.detach().flatten() for p in model.parameters()]), len(taken)
+
     with joined():
-        ends = []
-        for path in (f"{folder}/killed", None):
-            model, batches, how = toy(4, dropout=0.2)
-            how |= {"checkpoint": path, "settings": recipe(12), "on_report": die}
-            taken = train(data_parallel(model), batches, share(), **how)
-            ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
-        # One process began this one:
-        model, batches, how = toy(4)
-        train(
-            data_parallel(model),
-            batches,
-            share(),
-            settings=recipe(12),
-            checkpoint=f"{folder}/one",
-            **how,
+        (killed, steps), (whole, _) = (
+            together(12, path, dropout=0.2) for path in (f"{folder}/killed", None)
         )
-        taken_over = [p.detach().flatten().tolist() for p in model.parameters()]
-        # ... and this one is for one process to end:
-        model, batches, how = toy(4)
-        train(
-            data_parallel(model),
-            batches,
-            share(),
-            settings=recipe(6),
-            checkpoint=f"{folder}/two",
-            **how,
-        )
+        taken_over, _ = together(12, f"{folder}/one")  # one process began it
+        together(6, f"{folder}/two")  # ... and this is for one process to end
     return {
-        "same": torch.equal(*ends),
-        "steps": len(taken),
-        "taken over": [x for row in taken_over for x in row],
+        "same": torch.equal(killed, whole),
+        "steps": steps,
+        "taken over": taken_over.tolist(),
     }
 
 

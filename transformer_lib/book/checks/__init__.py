@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # The check of an exercise: takes the reader's attempt, raises AssertionError if that is wrong.
@@ -126,6 +127,19 @@ def expect_tensor(value: object, shape: Sequence[int], what: str) -> Tensor:
         f"{what} should have shape {tuple(shape)}, not {tuple(value.shape)}"
     )
     return value
+
+
+class Refuse(TorchFunctionMode):
+    """Refuses functions of torch that an exercise asks to write, by whatever name they were imported."""
+
+    def __init__(self, *names: str, instead: str) -> None:
+        super().__init__()
+        self.names, self.instead = names, instead
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        assert name not in self.names, f"{self.instead}, without torch's {name}"
+        return func(*args, **(kwargs or {}))
 
 
 class LargestTensor(TorchDispatchMode):

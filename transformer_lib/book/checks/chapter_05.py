@@ -7,24 +7,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transformer_lib.book.checks import diagnostic, expect_tensor
+from transformer_lib.book.checks import Refuse, diagnostic, expect_tensor
 
 
 @diagnostic("Exercise 5.1")
 def check_causal_mask(attempt: Callable[[int], Tensor]) -> None:
     """Check a causal mask: length 1, then the first query, then the diagonal, then everything."""
-    mask = expect_tensor(attempt(1), (1, 1), "the mask of one position")
+
+    def write(length: int) -> Tensor:
+        with Refuse("tril", "triu", "tril_", "triu_", instead="compare the positions"):
+            return attempt(length)
+
+    mask = expect_tensor(write(1), (1, 1), "the mask of one position")
     assert mask.dtype == torch.bool, f"the mask should be boolean, yours is {mask.dtype}"
     assert mask.item() is True, (
         "a single position may see itself: is it < where it should be <=, or does your True mean forbidden?"
     )
-    mask = expect_tensor(attempt(4), (4, 4), "the mask of four positions")
+    mask = expect_tensor(write(4), (4, 4), "the mask of four positions")
     assert mask.diagonal().all(), "every position may see itself: is it < where it should be <= ?"
     assert mask[0].tolist() != [True] * 4, (
         "query 0 sees the future: rows are queries, columns are keys (transposed?)"
     )
     for length in (4, 7):
-        mask = expect_tensor(attempt(length), (length, length), f"the mask of {length} positions")
+        mask = expect_tensor(write(length), (length, length), f"the mask of {length} positions")
         assert mask.tolist() == [[j <= i for j in range(length)] for i in range(length)], (
             f"row i should allow keys 0 to i, got {mask}"
         )
@@ -33,13 +38,19 @@ def check_causal_mask(attempt: Callable[[int], Tensor]) -> None:
 @diagnostic("Exercise 5.2")
 def check_attention(attempt: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> None:
     """Check masked attention: one key isolates the values, equal keys the averaging, then scale, mask, batch."""
+
+    def attend(*given: Tensor) -> Tensor:
+        names = ("scaled_dot_product_attention", "multi_head_attention_forward")
+        with Refuse(*names, instead="write it with matrix products and a softmax"):
+            return attempt(*given)
+
     generator = torch.Generator().manual_seed(0)
     query, key = torch.randn(3, 4, generator=generator), torch.randn(5, 4, generator=generator)
     value = torch.randn(5, 2, generator=generator)
     every = torch.ones(3, 5, dtype=torch.bool)
 
     one = expect_tensor(
-        attempt(query, key[:1], value[:1], every[:, :1]),
+        attend(query, key[:1], value[:1], every[:, :1]),
         (3, 2),
         "the output for 3 queries and 1 key",
     )
@@ -50,14 +61,14 @@ def check_attention(attempt: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor])
     assert torch.allclose(one, value[:1].expand(3, 2)), (
         "with one key its value must come out: is the softmax over the keys?"
     )
-    equal = attempt(query, key[:1].expand(5, 4), value, every)
+    equal = attend(query, key[:1].expand(5, 4), value, every)
     assert torch.allclose(equal, value.mean(dim=0).expand(3, 2), atol=1e-6), (
         "with equal keys the mean of all values must come out"
     )
 
     expected = F.scaled_dot_product_attention(query, key, value)
     unscaled = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-    output = attempt(query, key, value, every)
+    output = attend(query, key, value, every)
     assert not torch.allclose(output, unscaled, atol=1e-5), (
         "the values are right, but the scores are not divided by sqrt(d_k)"
     )
@@ -68,7 +79,7 @@ def check_attention(attempt: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor])
 
     only = torch.zeros(3, 5, dtype=torch.bool)
     only[:, 2] = True
-    picked = attempt(query, key, value, only)
+    picked = attend(query, key, value, only)
     assert torch.isfinite(picked).all(), (
         "a masked score became NaN: use masked_fill, not a product with -inf (0 * inf is NaN)"
     )
@@ -78,16 +89,16 @@ def check_attention(attempt: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor])
     )
     some = torch.tensor([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]], dtype=torch.bool)
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=some)
-    assert torch.allclose(attempt(query, key, value, some), expected, atol=1e-5), (
+    assert torch.allclose(attend(query, key, value, some), expected, atol=1e-5), (
         "with part of the keys allowed the output is off: is the mask applied before the softmax?"
     )
-    batched = attempt(query.expand(6, 3, 4), key.expand(6, 5, 4), value.expand(6, 5, 2), some)
+    batched = attend(query.expand(6, 3, 4), key.expand(6, 5, 4), value.expand(6, 5, 2), some)
     assert torch.allclose(batched, expected.expand(6, 3, 2), atol=1e-5), (
         "a batch is off: transpose the last two dimensions only; and is the softmax over dim=-1?"
     )
     wide, values = torch.randn(3, 9, generator=generator), torch.randn(3, 9, generator=generator)
     expected_wide = F.scaled_dot_product_attention(wide, wide, values, attn_mask=some[:, :3])
-    found = expect_tensor(attempt(wide, wide, values, some[:, :3]), (3, 9), "the output of width 9")
+    found = expect_tensor(attend(wide, wide, values, some[:, :3]), (3, 9), "the output of width 9")
     assert torch.allclose(found, expected_wide, atol=1e-5), (
         "queries of width 4 are right, of width 9 not: the scale is the square root of THEIR width, query.size(-1)"
     )

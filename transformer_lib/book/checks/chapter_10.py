@@ -22,8 +22,9 @@ def check_torch_padding_mask(attempt: Callable[[Tensor], Tensor]) -> None:
         f"only positions 3 and 4 of row 0 are padding, got {mask}"
     )
     longer = torch.tensor([[1, 0], [0, 1], [1, 1]], dtype=torch.bool)[:, None, None, :]
-    assert attempt(longer).tolist() == [[False, True], [True, False], [False, False]], (
-        f"padding may stand on either side, in any row, got {attempt(longer).tolist()}"
+    mask = expect_tensor(attempt(longer), (3, 2), "torch's mask of three sentences of two words")
+    assert mask.tolist() == [[False, True], [True, False], [False, False]], (
+        f"padding may stand on either side, in any row, got {mask.tolist()}"
     )
     expect_tensor(
         attempt(ours[:1, ..., :1]),
@@ -96,11 +97,18 @@ def check_encoder_layer(attempt: Callable[..., Tensor]) -> None:
         attempt(x.clone(), mix, square, halve, cube, False),
         attempt(x.clone(), mix, square, halve, cube, True),
     )
+    one_right = torch.allclose(got_post, post) or torch.allclose(got_pre, pre)
+    assert not one_right or not torch.allclose(got_post, got_pre), (
+        f"norm_first makes no difference: yours is {'pre' if torch.allclose(got_pre, pre) else 'post'}-norm in both cases"
+    )
     assert not torch.allclose(got_post, pre), (
         "norm_first is the wrong way round: False is post-norm, the paper's order"
     )
     assert torch.allclose(got_post, post), (
         "post-norm: the norms are off. It is norm(x + sublayer(x)), norm_1 for attention, norm_2 for the other"
+    )
+    assert not torch.allclose(got_pre, cube(pre)), (
+        "pre-norm: a norm comes after the last residual; behind the whole stack there is one, behind a layer none"
     )
     assert torch.allclose(got_pre, pre), (
         "pre-norm: the norms are off. x + sublayer(norm(x)): the residual adds the x that was NOT normalized"

@@ -217,6 +217,7 @@ def _check_score(attempt: Callable[..., Tensor], source: Tensor, sentence: list[
     length = len(wanted)
     causes = {
         -total: "the sign: cross-entropy is the negative log-probability",
+        total / math.log(2): "this is in bits, base 2; the natural logarithm is asked for",
         math.exp(total): "this is the probability; its logarithm is asked for",
         picked(logits): "these are the logits themselves, so the softmax is missing",
         picked(
@@ -261,4 +262,9 @@ def _check_score(attempt: Callable[..., Tensor], source: Tensor, sentence: list[
         )
     assert model.training and all(part.training for part in model.modules()), (
         "the model comes back in eval mode: its training would go on without dropout. Give it back as it was"
+    )
+    model.eval()
+    score()
+    assert not any(part.training for part in model.modules()), (
+        "a model that came in eval mode comes back in training mode. Give it back as it was"
     )

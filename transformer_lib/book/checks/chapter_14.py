@@ -6,10 +6,10 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
+from torch.nn.utils import clip_grad
 
-from transformer_lib.book.checks import diagnostic, expect_tensor
+from transformer_lib.book.checks import Refuse, diagnostic, expect_tensor
 
 PAD, BOS, EOS = 0, 1, 2
 
@@ -72,23 +72,13 @@ def _judge_shift(words: list[int], given: list[int], wanted: list[int], batch: A
     )
 
 
-class _NoLoss(TorchFunctionMode):
-    """Refuse torch's own losses."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        assert name not in ("cross_entropy", "nll_loss", "kl_div", "cross_entropy_loss"), (
-            f"write the loss out with log_softmax, without torch's {name}"
-        )
-        return func(*args, **(kwargs or {}))
-
-
 @diagnostic("Exercise 14.2")
 def check_smoothed_loss(attempt: Callable[[Tensor, Tensor, float, int], Tensor]) -> None:
     """Check a smoothed loss: without smoothing, with it, then padding; the mistakes by their numbers."""
 
     def loss(logits: Tensor, targets: Tensor, smoothing: float, pad_id: int = 0) -> float:
-        with _NoLoss():
+        losses = ("cross_entropy", "nll_loss", "kl_div", "cross_entropy_loss")
+        with Refuse(*losses, instead="write the loss out with log_softmax"):
             got = attempt(logits, targets, smoothing, pad_id)
         return float(expect_tensor(got, (), "the loss"))
 
@@ -141,6 +131,11 @@ def check_smoothed_loss(attempt: Callable[[Tensor, Tensor, float, int], Tensor])
         "this is the mean of the sentences' means: every token should count the same"
     )
     assert abs(got - per_token) < 1e-3, f"three real tokens, mean {per_token:.4f}, yours {got:.4f}"
+    leaf = torch.randn(1, 3, 5, requires_grad=True)
+    assert attempt(leaf, torch.tensor([[1, 2, 0]]), 0.1, 0).requires_grad, (
+        "no gradient flows back from your loss to the logits, and nothing could be trained: .item(), .detach() or a new "
+        "tensor cuts it off"
+    )
     for vocab_size, pad_id, shape in ((6, 5, (1, 2)), (9, 3, (4, 7)), (5, 0, (3, 1))):
         logits = torch.randn(*shape, vocab_size)
         targets = torch.randint(0, vocab_size, shape)
@@ -208,7 +203,8 @@ def check_clip(attempt: Callable[[list[Tensor], float], Tensor]) -> None:
         return parameters
 
     def clip(parameters: list[Tensor], max_norm: float) -> float:
-        with mock.patch.object(nn.utils, "clip_grad_norm_", _forbidden):
+        clips: dict[str, Any] = {name: _forbidden for name in vars(clip_grad) if "clip" in name}
+        with mock.patch.multiple(clip_grad, **clips):
             length = attempt(parameters, max_norm)
         assert not any(parameter.detach().any() for parameter in parameters), (
             "you changed a parameter: clip its .grad"
@@ -220,7 +216,9 @@ def check_clip(attempt: Callable[[list[Tensor], float], Tensor]) -> None:
     parameters = make([3.0, 4.0], [12.0])
     length, got = clip(parameters, 6.5), _gradients(parameters)
     assert got != [3.0, 4.0, 12.0], (
-        "nothing was clipped: change the gradients in place, parameter.grad.mul_(...)"
+        f"nothing was clipped, and the length you return is {length:g}, not 13: it is that of the gradients, parameter.grad"
+        if abs(length - 13) > 1e-3
+        else "nothing was clipped: change the gradients in place, parameter.grad.mul_(...)"
     )
     off = max(abs(got[0] / got[1] - 0.75), abs(got[2] / got[1] - 3))
     assert off < 1e-3, (

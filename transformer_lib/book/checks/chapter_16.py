@@ -76,6 +76,9 @@ def check_top_p(attempt: Callable[[Tensor, float], Tensor]) -> None:
     def kept(values: list[float], p: float) -> Tensor:
         answer = attempt(torch.tensor(values), p)
         answer = expect_tensor(answer, (len(values),), "the probabilities")
+        assert not answer.isnan().any(), (
+            f"p = {p:g} of {values[:4]} gives NaN, 0 / 0: nothing was kept. The token that crosses p belongs to the kept ones"
+        )
         assert bool((answer >= 0).all()), f"there are no negative probabilities: {answer.tolist()}"
         return answer
 
@@ -130,7 +133,15 @@ def check_beam_search(
             asked.append(list(tokens))
             return [math.log(p) for p in rows.get(tuple(tokens), [0.01, 0.01, 0.98])]
 
-        answer = attempt(next_token, beam_size, end, most)
+        try:
+            answer = attempt(next_token, beam_size, end, most)
+        except ValueError as error:
+            if "empty" not in str(error):
+                raise
+            raise AssertionError(
+                f"nothing finished within {most} tokens ({error}), though every step has the end among its "
+                "continuations: take ALL of them, not a beam's likeliest only"
+            ) from error
         assert isinstance(answer, list), f"return a list of tokens, not {type(answer).__name__}"
         assert end not in answer, "leave the end token out of the answer"
         return answer
@@ -162,6 +173,10 @@ def check_beam_search(
     assert answer == [1], f"the likeliest sentence is [1], yours is {answer}"
     answer = found(steps, 1, 5)
     assert answer != [1], "a beam of 1 keeps the beginning 0 only: does yours keep more?"
+    assert answer != [0, 0], (
+        "[0] has a probability of 0.6 * 0.4, [0, 0] of 0.6 * 0.3 * 0.98 only: the sums are compared as they are, without "
+        "a length penalty"
+    )
     assert answer == [0], f"a beam of 1: token 0, then the end; yours gives {answer}"
     limited = {(): [0.9, 0.09, 0.01], (0,): [0.9, 0.09, 0.01]}
     assert found(limited, 2, 3) == [0, 0], (

@@ -49,7 +49,10 @@ def check_layers_needed(attempt: Callable[[int, int, bool], int]) -> None:
         f"plain, kernel 4: each layer adds 3 new positions (k - 1), so 10 positions take 3 layers, yours takes {plain}"
     )
     ragged = attempt(11, 4, False)
-    assert ragged == 4, f"plain, 11 positions need a fourth layer: round up, yours takes {ragged}"
+    assert ragged == 4, (
+        f"plain, kernel 4: 1, 4, 7, 10 positions after three layers (k - 1 more each), so 11 need a fourth: round up, "
+        f"yours takes {ragged}"
+    )
     dilated = _expect_int(attempt(1024, 4, True), "the number of layers")
     assert dilated == 5, f"dilated, 4^5 = 1,024: five layers, yours takes {dilated}"
     more = attempt(1025, 4, True)
@@ -86,7 +89,7 @@ def check_longest_text(attempt: Callable[[int, int, int, int], int]) -> None:
 @diagnostic("Exercise 18.4")
 def check_two_hops(attempt: Callable[[int], Tensor]) -> None:
     """Check a mask: its form, its number of pairs, then who hears of whom in two layers."""
-    for length in (16, 25, 30, 101):
+    for length in (16, 25, 30, 101, 400):
         mask = expect_tensor(attempt(length), (length, length), f"the mask of {length} positions")
         assert mask.dtype == torch.bool, f"the mask should be boolean, yours is {mask.dtype}"
         pairs, most = int(mask.sum()), int(3 * length * math.sqrt(length))

@@ -34,11 +34,23 @@ def _try_yardsticks(
     assert not math.isclose(per_token, nats / tokens, rel_tol=1e-3), (
         "perplexity per token: that is the mean loss, its exponential is wanted"
     )
+    assert not math.isclose(per_token, math.exp(-nats / tokens), rel_tol=1e-3), (
+        "perplexity per token: the sign is wrong, a perplexity is at least 1"
+    )
+    assert not math.isclose(per_token, math.exp(tokens / nats), rel_tol=1e-3), (
+        "perplexity per token: upside down, the mean is nats / tokens"
+    )
+    assert not math.isclose(per_token, math.exp(nats / words), rel_tol=1e-3), (
+        "perplexity per token: this is the one per word"
+    )
     assert math.isclose(per_token, math.exp(nats / tokens), rel_tol=1e-3), (
         f"perplexity per token should be {math.exp(nats / tokens):.3f}, got {per_token:.3f}"
     )
     assert not math.isclose(per_word, per_token * tokens / words, rel_tol=1e-3), (
         "perplexity per word: costs add up, perplexities do not; spread the nats over the words first"
+    )
+    assert not math.isclose(per_word, math.exp(nats / characters), rel_tol=1e-3), (
+        "perplexity per word: this is the one per character"
     )
     assert math.isclose(per_word, math.exp(nats / words), rel_tol=1e-3), (
         f"perplexity per word should be {math.exp(nats / words):.3f}, got {per_word:.3f}"
@@ -52,6 +64,9 @@ def _try_yardsticks(
     assert not math.isclose(bits, nats / math.log(2) / tokens, rel_tol=1e-3), (
         "bits per character: that is per token"
     )
+    assert not math.isclose(bits, math.exp(nats / characters), rel_tol=1e-3) and not math.isclose(
+        bits, 2 ** (nats / characters), rel_tol=1e-3
+    ), "bits per character: bits are a mean cost, not its exponential"
     right = nats / math.log(2) / characters
     assert math.isclose(bits, right, rel_tol=1e-3), (
         f"bits per character should be {right:.3f}, got {bits:.3f}"
@@ -81,6 +96,9 @@ def check_windows(attempt: Callable[[Tensor, int], tuple[Tensor, Tensor]]) -> No
             "what is wanted is what is read: shift it by one token"
         )
         assert not torch.equal(wanted, read - 1), "wanted is the token before: shift the other way"
+        assert torch.equal(read[:, 1:], read[:, :-1] + 1), (
+            f"within a window tokens stand one behind the other, as in the text: the first reads {read[0].tolist()}"
+        )
         assert torch.equal(wanted, read + 1), (
             f"each wanted token should be the one behind it: {read[0].tolist()}, {wanted[0].tolist()}"
         )
@@ -152,5 +170,7 @@ def check_longest_copy(attempt: Callable[[list[str], list[str]], list[str]]) -> 
     assert got == ["u", "v", "w"], f"a run may reach to the end of both, got {got}"
     got = ask("a b", "c d")
     assert got == [], f"nothing was copied: [] is wanted, got {got}"
+    got = ask("The end", "the end")
+    assert got == ["end"], f"'The' is not 'the', word for word it is ['end'], got {got}"
     got = ask("a a a b", "a a b a")
     assert got == ["a", "a", "b"], f"of 'a a a b', 'a a b' stands in 'a a b a', got {got}"

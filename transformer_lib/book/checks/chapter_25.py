@@ -196,6 +196,13 @@ def check_eight_bits(attempt: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None
         )
         back = integers.float() * scale[:, None]
         largest = weight.abs().amax(dim=1)
+        for wrong, what in (
+            (127 / largest, "127 / largest"),
+            (largest, "the largest number itself"),
+        ):
+            assert not torch.allclose(scale, wrong), (
+                f"{name}: the scale you return is {what}; w is q times s, so s is largest / 127"
+            )
         needed = (largest / scale.abs().clamp(min=1e-30)).max().item()
         assert needed < 129, (
             f"{name}: with your scale, integers up to {needed:.0f} would be needed, 127 is the largest:"

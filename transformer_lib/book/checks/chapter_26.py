@@ -30,6 +30,9 @@ def check_split(attempt: Callable[..., tuple[list[Any], list[Any]]]) -> None:
     assert not both, f"groups torn apart, on both sides: {sorted(both)}"
     assert len(test) >= 7, f"the second list should have at least 7 pairs, has {len(test)}"
     assert len(test) == 10, f"two groups of 5 are enough for 7 pairs, {len(test)} were taken"
+    assert len(split(5, 1)[1]) == 5, (
+        f"a group of 5 is enough for 5 pairs, {len(split(5, 1)[1])} were taken: at least `wanted`, so stop at as many"
+    )
     for side in (training, test):
         assert side == [pair for pair in pairs if pair in side], "the pairs' order was changed"
     found = {"".join(sorted({pair[0] for pair in split(5, seed)[1]})) for seed in range(20)}
@@ -93,6 +96,12 @@ def check_grow(attempt: Callable[..., Tensor]) -> None:
         f"the mean of rows 0 and 2 is [2, 35, 0], got {first}: the mean over the pieces?"
     )
     wanted = weight[[1, 2, 3]].mean(dim=0)
+    assert not torch.allclose(grown[5], wanted * 3 / 2), (
+        "divide by the number of pieces, which differs"
+    )
+    assert not torch.allclose(grown[5], weight[[1, 3]].mean(dim=0)), (
+        "rows 1, 2, 3: all pieces count, not the first and the last only"
+    )
     assert torch.allclose(grown[5], wanted), f"rows 1, 2, 3: {wanted.tolist()}, got {second}"
 
 

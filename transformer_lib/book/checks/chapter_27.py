@@ -70,6 +70,10 @@ def check_complex_rotation(attempt: Callable[[Tensor, Tensor], Tensor]) -> None:
     first = expect_tensor(attempt(x, still), x.shape, "the turned vectors")
     assert not first.is_complex(), "view the result as real numbers again, (..., d_k)"
     assert first.dtype == x.dtype, f"x is {x.dtype}, the result should be too, not {first.dtype}"
+    places = rotate(x, torch.arange(5))
+    assert not torch.allclose(first, places, atol=1e-4), (
+        "you turn by the place in the row, 0, 1, 2: use `position`, which says where each one stands"
+    )
     torch.testing.assert_close(
         first,
         x,
