@@ -133,11 +133,15 @@ def test_candidates_are_the_likeliest_of_all_and_their_fates_follow_from_their_r
 
 
 def test_parents_are_the_places_of_what_is_continued() -> None:
-    steps = record_beam_search(small(2), torch.tensor([[3, 4, EOS_ID]]), 6, 3)
-    for before, step in itertools.pairwise(steps):
-        for c in step:
-            assert before[c.parent].tokens == c.tokens[:-1]
-            assert before[c.parent].fate == "kept"
+    behind = 0
+    for seed in range(4):
+        steps = record_beam_search(small(seed), torch.tensor([[3, 4, EOS_ID]]), 6, 3)
+        for before, step in itertools.pairwise(steps):
+            for c in step:
+                assert before[c.parent].tokens == c.tokens[:-1]
+                assert before[c.parent].fate == "kept"
+                behind += any(other.fate == "finished" for other in before[: c.parent])
+    assert behind, "some are continued that stand behind a finished one"
 
 
 def test_a_model_in_training_goes_on_training_and_is_recorded_without_dropout() -> None:

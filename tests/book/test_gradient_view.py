@@ -204,6 +204,7 @@ def test_the_lines_stand_where_the_numbers_are(
     for path, of in zip(paths, measured.values(), strict=True):
         points = [[float(x) for x in point.split()] for point in path[1:].split("L")]
         assert [x for x, _ in points] == list(range(33))
+        assert all(0 <= y <= 240 for _, y in points), "inside of the plot"
         expected = shares(of[-1]).mean(dim=0).log10() * ten + levels[1.0]
         assert [y for _, y in points] == pytest.approx(expected.tolist(), abs=0.2)
     chosen = page.locator("path.tpp-shown")
