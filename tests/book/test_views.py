@@ -18,6 +18,7 @@ from transformer_lib.book.views import (
     View,
     attention_view,
     model_view,
+    scale_view,
     translation_view,
 )
 from transformer_lib.inspection import record_attention
@@ -151,14 +152,33 @@ def test_nbval_overlooks_how_weights_are_rounded_and_nothing_else() -> None:
     config = configparser.RawConfigParser()
     config.read(ROOT / "tests" / "nbval.cfg")
 
-    def clean(weights: Tensor, tokens: str) -> str:
-        html = attention_view(weights, list(tokens))._repr_html_()
+    def clean(view: View) -> str:
+        html = view._repr_html_()
         for section in config.sections():
             html = re.sub(config[section]["regex"], config[section]["replace"], html)
         return html
 
     weights, others = random_weights(2, 2, 3, 3), random_weights(2, 2, 3, 3)
-    assert clean(weights, "abc") == clean(others, "abc") != clean(weights, "abd")
+    one, other, renamed = (
+        attention_view(shown, list(tokens))
+        for shown, tokens in ((weights, "abc"), (others, "abc"), (weights, "abd"))
+    )
+    assert clean(one) == clean(other) != clean(renamed)
+    one, other, longer = (scale_view(torch.randn(d_k), torch.randn(3, d_k)) for d_k in (4, 4, 8))
+    assert clean(one) == clean(other) != clean(longer)
+
+
+def test_the_chapters_hold_the_views_as_they_are_now() -> None:
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            for output in cell.get("outputs", []):
+                html = "".join(output.get("data", {}).get("text/html", ""))
+                for kind in re.findall(r'<figure class="tpp-view[^>]* data-kind="(\w+)"', html):
+                    stored = View(kind, {}, "", "")._repr_html_()
+                    style, script = stored[stored.index("<style>") :].split("{}", 1)
+                    assert style in html, f"{path.name}: run it again"
+                    assert script in html, f"{path.name}: run it again"
+                assert '<figure class="tpp-view' not in html or "data-kind" in html, path.name
 
 
 def test_a_translation_has_three_groups_with_the_models_own_weights(translator: Translator) -> None:

@@ -249,7 +249,7 @@ def _softmax_view(
             ],
         },
         shaded_table(
-            "softmax of the scores, in percent", _visible(keys), list(rows), _thousandths(rows)
+            f"the softmax by {slider}, in percent", _visible(keys), list(rows), _thousandths(rows)
         ),
         f"the softmax of {len(keys)} scores, {steps[0]} to {steps[-1]}",
         caption,

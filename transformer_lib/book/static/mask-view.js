@@ -2,7 +2,7 @@
 // sentence at the start, and each has a row in `query` and in `key`.
 
 const MOST = 10; // words of a sentence
-const MASKS = ["no mask", "padding", "causal", "both"];
+const MASKS = ["none", "padding", "causal", "both"];
 
 function build({ words, query, key, pads }) {
   const pad = words[words.length - 1];
@@ -47,7 +47,7 @@ function build({ words, query, key, pads }) {
   const choices = [
     ["padding", ["none", "at the end", "in front"], (place) => { where = place; read(); }],
     ["mask", MASKS, (place) => { mask = place; draw(); }],
-    ["numbers", ["weights, in percent", "scores, with −∞"], (place) => { showing = place; draw(); }],
+    ["numbers", ["weights in %", "scores"], (place) => { showing = place; draw(); }],
   ].map(([label, names, choose]) => radios(label, names, choose));
   useArrows(table, rows, ["ArrowUp", "ArrowDown"], ["ArrowLeft", "ArrowRight"], (_, place) => pick(place));
   input.addEventListener("input", read);
@@ -81,12 +81,12 @@ function build({ words, query, key, pads }) {
         return cell;
       });
       const line = make("tr", { class: i === chosen ? "tpp-shown" : "" }, make("th", { scope: "row" }, rows[0][i]), ...cells);
-      line.addEventListener("click", (event) => { if (event.target.tagName === "TD") pick(i); });
+      line.addEventListener("click", (event) => { if (!event.target.closest("button")) pick(i); });
       return line;
     });
     const heads = tokens.map((word) => make("th", { scope: "col" }, make("span", {}, word)));
     table.replaceChildren(
-      make("caption", {}, "each row looks at the columns; × is forbidden"),
+      make("caption", {}, `each row looks at the columns; ${showing ? "−∞" : "×"} is forbidden`),
       make("thead", {}, make("tr", {}, make("td"), ...heads)), make("tbody", {}, ...lines),
     );
     tell();

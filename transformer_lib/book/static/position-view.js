@@ -58,7 +58,7 @@ function build({ d_model: width, positions, offsets }) {
     cells[0].firstChild.textContent = `row ${p}`;
     cells[2].firstChild.textContent = `row ${p + k}`;
     const degrees = turn * 180 / Math.PI;
-    text.textContent = `Pair ${pair} comes round once in ${(2 * Math.PI / frequency(pair)).toFixed(1)} positions: in ${k} it turns by ${degrees.toFixed(1)} degrees, wherever it was. Row ${p} · row ${p + k} = ${dot(row(p), there).toFixed(2)}, of all ${pairs} pairs.`;
+    text.textContent = `Pair ${pair}, entries ${2 * pair} and ${2 * pair + 1}, comes round once in ${(2 * Math.PI / frequency(pair)).toFixed(1)} positions; ${k} positions turn it by ${degrees.toFixed(1)} degrees. Row ${p} · row ${p + k} = ${dot(row(p), there).toFixed(2)}.`;
 
     const rim = make("circle", { cx: 65, cy: 65, r: 44, class: "tpp-axis" });
     clock.replaceChildren(rim, ...hand(frequency(pair) * p, "tpp-here", "p"), ...(k ? hand(frequency(pair) * (p + k), "tpp-there", "p+k") : []));
@@ -75,7 +75,7 @@ function build({ d_model: width, positions, offsets }) {
 
   const sliders = [
     slider("position p", { max: positions, value: p }, String, (value) => { p = value; show(); }),
-    slider("pair i", { max: pairs - 1, value: pair }, (i) => `${i}: entries ${2 * i} and ${2 * i + 1}`, (value) => { pair = value; show(); }),
+    slider("pair i", { max: pairs - 1, value: pair }, String, (value) => { pair = value; show(); }),
     slider("offset k", { max: offsets, value: k }, String, (value) => { k = value; show(); }),
   ];
   show();
