@@ -118,6 +118,22 @@ def shaded_table(
     )
 
 
+def plain_table(title: str, columns: Tokens, rows: Sequence[Tokens]) -> str:
+    """The HTML of a table of words and numbers; each row begins with its name."""
+    heads = "".join(f'<th scope="col" style="{_CELL}">{escape(name)}</th>' for name in columns)
+    lines = ""
+    for name, *cells in rows:
+        lines += f'<tr><th scope="row" style="{_CELL}">{escape(name)}</th>'
+        lines += "".join(f'<td style="{_CELL}">{escape(cell)}</td>' for cell in cells) + "</tr>\n"
+    return (
+        f'<div tabindex="0" role="region" aria-label="{escape(title)}" style="overflow-x: auto">\n'
+        f"{escape(title)}\n"
+        '<table style="border-collapse: collapse; font-size: 12px; margin: 0 0 1em">\n'
+        f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{lines}</tbody></table></div>"
+    )
+
+
+_CELL = "padding:2px 8px; text-align:left; vertical-align:top; font-weight:400"
 _UPRIGHT = "padding:2px; writing-mode:vertical-rl; white-space:nowrap; text-align:right"
 
 
