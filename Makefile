@@ -9,7 +9,7 @@ SHIPPED := -p VOCAB_SIZE 6000 -p D_MODEL 256 -p NUM_HEADS 4 -p D_FF 512 -p NUM_E
   -p DROPOUT 0.15 -p STEPS 11500 -p WARMUP_STEPS 1000 -p COOL_DOWN_STEPS 7000 -p MAX_TOKENS 1024 -p BFLOAT16 True
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lab execute sync stamp train tried speedrun bench data release links clean lint types unit notebooks prove site
+.PHONY: help book pdf test lab try execute sync stamp train tried speedrun bench data release links clean lint types unit notebooks prove site
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,14 @@ $(READY): requirements.txt pyproject.toml
 book: $(READY)  ## build the book and print where it is
 	@$(BIN)/jupyter-book build -W -n --keep-going --quiet .
 	@echo "The book: $(CURDIR)/_build/html/index.html"
+
+pdf: $(READY)  ## print the whole book as one PDF (needs Chromium; some minutes) and say where it is
+	@$(BIN)/jupyter-book build -W -n --keep-going --quiet --builder singlehtml .
+	@$(BIN)/python -m tools.pdf _build/singlehtml/index.html _build/transformers-piece-by-piece.pdf
+
+MODEL ?= de-en
+try: $(READY)  ## write a page that translates, by your own model (MODEL=folder), into build/try
+	@$(BIN)/python -m transformer_lib.book.in_the_browser "$(MODEL)" --output build/try $(OPTIONS)
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter trust notebooks/*.ipynb # else JupyterLab takes the diagrams out of the stored outputs

@@ -3,6 +3,7 @@
 python -m tools.notebooks stamp [--check]     the setup cell and the line with the run time
 python -m tools.notebooks execute [05 12]     run with papermill, store outputs and run time in the notebook
 python -m tools.notebooks prove [05 12]       run from an empty folder on the installed wheel, with another seed
+    --python COLAB/bin/python                 on that Python's packages; the setup cell puts in the wheel
 """
 
 import argparse
@@ -14,7 +15,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -217,32 +217,55 @@ def execute(book: list[Chapter]) -> int:
     return 0
 
 
-def installed_wheel() -> Path:
-    """Build the wheel and install it where nothing of the repository can be imported; returns that Python.
+def empty_environment(base: Path) -> tuple[Path, Path]:
+    """Build the wheel, and an environment where nothing of the repository can be imported; returns Python and wheel.
 
-    The new environment borrows the other packages of the one that runs this, so torch is not downloaded again.
+    The new environment borrows the packages of the Python `base`, so torch is not downloaded again.
     """
     shutil.rmtree(PROOF, ignore_errors=True)
     PROOF.mkdir(parents=True)
-    here = [sys.executable, "-m"]
     quiet = {"check": True, "capture_output": True, "cwd": ROOT}
-    subprocess.run([*here, "build", "--wheel", "--no-isolation", "--outdir", str(PROOF)], **quiet)
-    subprocess.run([*here, "venv", "--without-pip", str(PROOF / "venv")], **quiet)
-    python = PROOF / "venv" / "bin" / "python"
-    wheel = next(PROOF.glob("*.whl"))
-    install = [*here, "pip", "--python", str(python), "install", "--no-deps", "--no-index"]
-    subprocess.run([*install, str(wheel)], **quiet)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(PROOF)]
+    subprocess.run(build, **quiet)
+    subprocess.run([str(base), "-m", "venv", "--without-pip", str(PROOF / "venv")], **quiet)
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    borrowed = subprocess.run([str(base), "-c", ask], **quiet, text=True).stdout
     site = next((PROOF / "venv" / "lib").glob("python3*/site-packages"))
-    borrowed = sysconfig.get_path("purelib")  # of the Python that runs this
-    (site / "borrowed.pth").write_text(f"{borrowed}\n", encoding="utf-8")
+    (site / "borrowed.pth").write_text(borrowed, encoding="utf-8")
     (site / "sitecustomize.py").write_text(NO_NETWORK, encoding="utf-8")
-    return python
+    return PROOF / "venv" / "bin" / "python", next(PROOF.glob("*.whl"))
+
+
+def install(python: Path, wheel: Path) -> None:
+    """Put the wheel there, and nothing else."""
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps"]
+    # The borrowed packages know the repository's own, of the same version: it must not count as installed.
+    command += ["--no-index", "--ignore-installed", str(wheel)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+VERSIONS = "{d.name: d.version for d in importlib.metadata.distributions()}"
+BEFORE = f"""import importlib.metadata
+versions = {VERSIONS}
+assert "transformer-piece-by-piece" not in versions, "this Python has the package already: take it out there"
+"""
+AFTER = f"""changed = set({VERSIONS}.items()) - set(versions.items())
+assert {{name for name, _ in changed}} == {{"transformer-piece-by-piece"}}, f"the setup cell installed {{changed}}"
+"""
+
+
+def install_by_the_setup_cell(python: Path, wheel: Path) -> None:
+    """Run the setup cell as Colab does, with the wheel for the address: it may change no other package."""
+    address = f"git+{repository_url()}.git@v{version()}"
+    cell = setup_cell(repository_url())
+    assert address in cell
+    run_cells(python, "00-setup.ipynb", [BEFORE, cell.replace(address, str(wheel)), AFTER])
 
 
 PROBE = """import importlib.util, socket, sys
 import transformer_lib
 assert transformer_lib.__file__.startswith(sys.prefix), f"not the wheel: {transformer_lib.__file__}"
-for name in ("tools", "tests", "benchmarks"):
+for name in ("tools", "benchmarks"):
     assert importlib.util.find_spec(name) is None, f"{name} of the repository can be imported"
 try:
     socket.create_connection(("192.0.2.1", 80), timeout=1)
@@ -253,19 +276,20 @@ else:
 """
 
 
-def probe(python: Path) -> None:
-    """Prove that the proof is one: a notebook run there sees the wheel, not the repository, and no network."""
-    path = PROOF / "00-probe.ipynb"
-    cells = [nbformat.v4.new_code_cell(PROBE)]
+def run_cells(python: Path, name: str, sources: list[str]) -> None:
+    """Run a notebook of these cells where the chapters are proven."""
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
-    run(Chapter(path), PROOF / "probe-output.ipynb", python, {})
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), PROOF / name)
+    run(Chapter(PROOF / name), PROOF / f"output-{name}", python, {})
 
 
-def prove(book: list[Chapter], seed: int) -> int:
+def prove(book: list[Chapter], seed: int, base: str) -> int:
     """Run chapters on the installed wheel with another seed; say how long each took and what failed."""
-    python = installed_wheel()
-    probe(python)
+    python, wheel = empty_environment(Path(base or sys.executable))
+    (install_by_the_setup_cell if base else install)(python, wheel)
+    # The proof is one: a notebook run there sees the wheel, not the repository, and no network.
+    run_cells(python, "00-probe.ipynb", [PROBE])
     failures: list[str] = []
 
     def prove_one(chapter: Chapter) -> None:
@@ -300,6 +324,9 @@ def main() -> int:
     parser.add_argument(
         "--seed", type=int, default=1000, help="prove: chapter NN runs with this seed + NN"
     )
+    parser.add_argument(
+        "--python", default="", help="prove: a Python of yours with torch and papermill, as Colab's"
+    )
     arguments = parser.parse_args()
     try:
         book = chapters(arguments.numbers)
@@ -309,7 +336,7 @@ def main() -> int:
         return stamp_all(book, arguments.check)
     if arguments.action == "execute":
         return execute(book)
-    return prove(book, arguments.seed)
+    return prove(book, arguments.seed, arguments.python)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@
 - gives each code cell of a chapter an anchor, so that other pages can link to it;
 - puts the terms of book/terms.yml into the index, by which the search finds them, and links the glossary to them;
 - fills the `<!-- generated: NAME -->` markers of the pages in book/ from the notebooks and the package:
-  `contents` (the chapters and the questions they answer), `chapter-table` (run times and sizes),
-  `exercise-table` (by difficulty), `api` (the
-  package reference, by autodoc), `claims` (what was measured, where and how), `diagram NAME` (an SVG, inline).
+  `contents` (the chapters and the questions they answer), `chapter-table` (run times and sizes), `exercise-table` (by
+  difficulty), `api` (the package reference, by autodoc), `claims` (what was measured, where and how),
+  `diagram NAME` (an SVG, inline);
+- writes the scripts by which the shipped translator runs in a page, its weights in 8 bits, and gives them to the pages
+  that have a `<div class="tpp-try">` or a `<div class="tpp-try-strip">`.
 """
 
 import re
@@ -328,6 +330,23 @@ def add_static_files(app, config) -> None:
     ]
 
 
+def run_the_translator(app, pagename, templatename, context, doctree) -> None:
+    """On the pages that have a place for it; the weights are not among these files: a click loads them."""
+    if 'class="tpp-try' in context.get("body", ""):
+        app.add_css_file("try/try.css")
+        app.add_js_file("try/translator.js", loading_method="defer")
+        app.add_js_file("try/try.js", loading_method="defer")
+
+
+def write_the_translator(app) -> None:
+    """Round the shipped weights to 8 bits, once a build, before a page asks for the scripts."""
+    if app.builder.format == "html":
+        from transformer_lib.book.in_the_browser import write_scripts
+        from transformer_lib.translator import Translator
+
+        write_scripts(Translator.from_pretrained(), Path(app.outdir) / "_static" / "try")
+
+
 def drop_thebe(app) -> None:
     """Remove sphinx-thebe's listeners and style sheet."""
     for listeners in app.events.listeners.values():
@@ -340,6 +359,8 @@ def drop_thebe(app) -> None:
 def setup(app) -> dict[str, bool | str]:
     app.connect("config-inited", add_static_files)
     app.connect("config-inited", lambda app, config: drop_thebe(app), priority=900)
+    app.connect("builder-inited", write_the_translator)
+    app.connect("html-page-context", run_the_translator)
     app.connect("source-read", fill_markers, priority=100)
     app.connect("doctree-read", free_tags)
     app.connect("doctree-read", prepare_chapter)

@@ -4,12 +4,9 @@ The tests marked `browser` need Chromium and playwright; without them they are s
 """
 
 import configparser
-import importlib.util
 import json
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +15,10 @@ import torch
 from torch import Tensor
 
 from transformer_lib.book.views import (
-    AttentionView,
+    View,
     attention_view,
     model_view,
+    scale_view,
     translation_view,
 )
 from transformer_lib.inspection import record_attention
@@ -37,7 +35,7 @@ def random_weights(*shape: int) -> Tensor:
     return torch.randn(*shape).mul(2).softmax(dim=-1)
 
 
-def data_of(view: AttentionView) -> dict[str, Any]:
+def data_of(view: View) -> dict[str, Any]:
     """What the view's script is given."""
     [data] = re.findall(r'<script type="application/json">(.*?)</script>', view._repr_html_(), re.S)
     held: dict[str, Any] = json.loads(data)
@@ -138,7 +136,8 @@ def test_the_table_shows_the_start_in_percent() -> None:
 
 
 def test_code_and_data_are_small_and_load_nothing() -> None:
-    code = "".join((STATIC / f"attention-view.{kind}").read_text() for kind in ("css", "js"))
+    files = [f"{name}.{kind}" for name in ("view", "attention-view") for kind in ("css", "js")]
+    code = "".join((STATIC / name).read_text() for name in files)
     assert len(code.encode()) < 20_000
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|url\(|fetch\(|import\(", code)
     groups = {"encoder": 3, "decoder": 2, "cross": 2}
@@ -153,14 +152,33 @@ def test_nbval_overlooks_how_weights_are_rounded_and_nothing_else() -> None:
     config = configparser.RawConfigParser()
     config.read(ROOT / "tests" / "nbval.cfg")
 
-    def clean(weights: Tensor, tokens: str) -> str:
-        html = attention_view(weights, list(tokens))._repr_html_()
+    def clean(view: View) -> str:
+        html = view._repr_html_()
         for section in config.sections():
             html = re.sub(config[section]["regex"], config[section]["replace"], html)
         return html
 
     weights, others = random_weights(2, 2, 3, 3), random_weights(2, 2, 3, 3)
-    assert clean(weights, "abc") == clean(others, "abc") != clean(weights, "abd")
+    one, other, renamed = (
+        attention_view(shown, list(tokens))
+        for shown, tokens in ((weights, "abc"), (others, "abc"), (weights, "abd"))
+    )
+    assert clean(one) == clean(other) != clean(renamed)
+    one, other, longer = (scale_view(torch.randn(d_k), torch.randn(3, d_k)) for d_k in (4, 4, 8))
+    assert clean(one) == clean(other) != clean(longer)
+
+
+def test_the_chapters_hold_the_views_as_they_are_now() -> None:
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            for output in cell.get("outputs", []):
+                html = "".join(output.get("data", {}).get("text/html", ""))
+                for kind in re.findall(r'<figure class="tpp-view[^>]* data-kind="(\w+)"', html):
+                    stored = View(kind, {}, "", "")._repr_html_()
+                    style, script = stored[stored.index("<style>") :].split("{}", 1)
+                    assert style in html, f"{path.name}: run it again"
+                    assert script in html, f"{path.name}: run it again"
+                assert '<figure class="tpp-view' not in html or "data-kind" in html, path.name
 
 
 def test_a_translation_has_three_groups_with_the_models_own_weights(translator: Translator) -> None:
@@ -208,59 +226,8 @@ def test_a_model_in_training_is_looked_at_without_dropout_and_goes_on_training(
 # ------------------------------------------------------------------------------------------------ the browser
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    there = [importlib.util.find_spec(name) for name in ("playwright", "axe_playwright_python")]
-    if not path or None in there:
-        if os.environ.get("CI"):
-            pytest.fail("CI must open the views: Chromium, playwright and axe are needed")
-        pytest.skip("Chromium, playwright and axe are needed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=path,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        yield browser
-        browser.close()
-
-
 OpenPage = Callable[..., Any]
-
-
-@pytest.fixture
-def open_page(chromium: Any, tmp_path: Path) -> Iterator[OpenPage]:
-    """Open a file with some views; at the end nothing was loaded, and no script has failed."""
-    faults: list[str] = []
-    contexts = []
-
-    def open_views(*views: AttentionView, width: int = 800, style: str = "", **options: Any) -> Any:
-        path = tmp_path / "page.html"
-        path.write_text(
-            '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Views</title>'
-            '<meta name="viewport" content="width=device-width"></head>'
-            f'<body style="{style}"><main><h1>Views</h1>'
-            + "".join(view._repr_html_() for view in views)
-            + "<p id='below'>What comes below.</p></main></body></html>",
-            encoding="utf-8",
-        )
-        context = chromium.new_context(viewport={"width": width, "height": 900}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda r: r.url == path.as_uri() or faults.append(f"loads {r.url}"))
-        page.on("console", lambda message: faults.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: faults.append(f"script error: {error}"))
-        page.goto(path.as_uri(), wait_until="load")
-        return page
-
-    yield open_views
-    for context in contexts:
-        context.close()
-    assert not faults, faults
-
-
+Axe = Callable[[Any], list[str]]
 browser = pytest.mark.browser
 TOKEN = ".tpp-tokens > div:nth-of-type({side}) button:nth-of-type({number})"
 NUMBERS = "n => [...document.querySelectorAll(`.tpp-tokens > div:nth-of-type(${n}) b`)].map(b => b.textContent)"
@@ -419,19 +386,13 @@ def test_any_token_is_shown_as_it_is(open_page: OpenPage) -> None:
     assert page.locator("#below").text_content() == "What comes below."
 
 
-LIGHT, DARK = "background: white; color: #222", "background: #121212; color: #ced6dd"
-
-
 @browser
-@pytest.mark.parametrize("style", [LIGHT, DARK], ids=["light", "dark"])
 @pytest.mark.parametrize("javascript", [True, False], ids=["script", "table"])
-def test_axe_finds_nothing(open_page: OpenPage, style: str, javascript: bool) -> None:
-    from axe_playwright_python.sync_playwright import Axe
-
+def test_axe_finds_nothing(open_page: OpenPage, axe: Axe, theme: str, javascript: bool) -> None:
     groups = {"encoder": random_weights(2, 12, 20, 20), "cross": torch.eye(20)[None]}
     tokens = {name: [f"w{i}" for i in range(20)] for name in groups}
     view = attention_view(groups, tokens, start=("cross", 0, 0), caption="A caption")
-    page = open_page(view, style=style)
+    page = open_page(view, style=theme)
     if javascript:
         token(page, 0, 0).click()
         for number in range(20):  # every density of the color that a token can have
@@ -446,9 +407,7 @@ def test_axe_finds_nothing(open_page: OpenPage, style: str, javascript: bool) ->
             view._repr_html_(),
         )
         assert page.locator("table").count() == 1
-    options = {"resultTypes": ["violations"], "preload": False}
-    found = Axe().run(page, options=options).response["violations"]
-    assert not found, [f"{rule['id']}: {rule['nodes'][0]['html'][:200]}" for rule in found]
+    assert not axe(page)
 
 
 @browser

@@ -1,6 +1,9 @@
 """Masks and scaled dot-product attention: equal to torch's, finite everywhere, zeros where nothing is allowed."""
 
+import math
 import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -286,61 +289,186 @@ def no_batch(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     ) @ value
 
 
-@pytest.mark.parametrize(
-    ("attempt", "message"),
-    [
+def causal_by_positions(length: int) -> Tensor:
+    position = torch.arange(length)
+    return position <= position[:, None]
+
+
+def attention_by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    scores = query @ key.mT / math.sqrt(query.size(-1))
+    return scores.masked_fill(~mask, -math.inf).softmax(dim=-1) @ value
+
+
+def attention_by_einsum(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    scores = torch.einsum("...qd,...kd->...qk", query, key) * query.size(-1) ** -0.5
+    grown = (scores - scores.amax(dim=-1, keepdim=True)).exp() * mask
+    return torch.einsum("...qk,...kv->...qv", grown / grown.sum(dim=-1, keepdim=True), value)
+
+
+def attention_in_place(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    query /= math.sqrt(query.size(-1))
+    return (query @ key.mT).masked_fill(~mask, -math.inf).softmax(dim=-1) @ value
+
+
+def attention_with_a_loose_mask(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    scores = query @ key.mT / math.sqrt(query.size(-1))
+    return scores.masked_fill(~mask, -1.0).softmax(dim=-1) @ value
+
+
+def attention_multiplied(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    return (query @ key.mT / math.sqrt(query.size(-1)) * mask).softmax(dim=-1) @ value
+
+
+def attention_of_d_k_4(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    return (query @ key.mT / 2).masked_fill(~mask, -math.inf).softmax(dim=-1) @ value
+
+
+def attention_by_values_width(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    scores = query @ key.mT / math.sqrt(value.size(-1))
+    return scores.masked_fill(~mask, -math.inf).softmax(dim=-1) @ value
+
+
+def window_by_distance(length: int, radius: int) -> Tensor:
+    position = torch.arange(length)
+    return (position[:, None] - position).abs() <= radius
+
+
+def window_by_loops(length: int, radius: int) -> Tensor:
+    mask = torch.zeros(length, length, dtype=torch.bool)
+    for i in range(length):
+        mask[i, max(0, i - radius) : i + radius + 1] = True
+    return mask
+
+
+def one_sided(length: int, radius: int) -> Tensor:
+    return window_by_distance(length, radius).tril()
+
+
+def wraps_around(length: int, radius: int) -> Tensor:
+    position = torch.arange(length)
+    distance = (position[:, None] - position) % length
+    return (distance <= radius) | (distance >= length - radius)
+
+
+def one_too_narrow(length: int, radius: int) -> Tensor:
+    return window_by_distance(length, max(radius - 1, 0))
+
+
+def negative_slice(length: int, radius: int) -> Tensor:
+    """What a slice from a negative place does."""
+    mask = torch.zeros(length, length, dtype=torch.bool)
+    for i in range(length):
+        mask[i, i - radius : i + radius + 1] = True
+    return mask
+
+
+Attention = Callable[[Tensor], Tensor]
+
+
+def leaks_by_nudges(attention: Attention, places: int = 6, amount: float = 1.0) -> bool:
+    x = torch.randn(6, 4)
+    before = attention(x)
+    for place in range(1, places):
+        changed = x.clone()
+        changed[place] += amount
+        if not torch.equal(attention(changed)[:place], before[:place]):
+            return True
+    return False
+
+
+def leaks_by_gradients(attention: Attention) -> bool:
+    x = torch.randn(5, 8, requires_grad=True)
+    output = attention(x)
+    for i in range(len(x)):
+        (gradient,) = torch.autograd.grad(output[i].sum(), x, retain_graph=True)
+        if (gradient[i + 1 :] != 0).any():
+            return True
+    return False
+
+
+def leaks_at_the_end(attention: Attention) -> bool:
+    """Changes the last position only."""
+    x = torch.randn(6, 4)
+    changed = torch.cat([x[:-1], x[-1:] + 1])
+    return not torch.equal(attention(changed)[:-1], attention(x)[:-1])
+
+
+def leaks_roughly(attention: Attention) -> bool:
+    x = torch.randn(6, 4)
+    return any(
+        not torch.allclose(
+            attention(torch.cat([x[:i], x[i:] + 1]))[:i], attention(x)[:i], atol=0.05
+        )
+        for i in range(1, 6)
+    )
+
+
+def leaks_with_itself(attention: Attention) -> bool:
+    """Counts what a position does to itself."""
+    x = torch.randn(6, 4)
+    changed = torch.cat([x[:3], x[3:] + 1])
+    return not torch.equal(attention(changed)[:4], attention(x)[:4])
+
+
+def leaks_into_the_first(attention: Attention) -> bool:
+    x = torch.randn(6, 4)
+    changed = torch.cat([x[:1], x[1:] + 1])
+    return not torch.equal(attention(changed)[0], attention(x)[0])
+
+
+# The attempts at the exercises, which test_attempts.py hands to the checks.
+
+RIGHT: dict[Any, list[Any]] = {
+    check_attention: [attention_by_hand, attention_by_einsum, F.scaled_dot_product_attention],
+    check_causal_mask: [
+        causal_by_positions,
+        lambda n: torch.ones(n, n).tril().bool(),
+        lambda n: torch.tensor([[j <= i for j in range(n)] for i in range(n)]),
+    ],
+    check_window_mask: [window_by_distance, window_by_loops],
+    check_leak_detector: [leaks_by_nudges, leaks_by_gradients],
+}
+WRONG: dict[Any, list[tuple[Any, str]]] = {
+    check_attention: [
         (no_scale, "sqrt"),
         (softmax_over_queries, "softmax over the keys"),
         (mask_upside_down, "True means allowed"),
         (mask_after_softmax, "applied after the softmax"),
         (no_batch, "transpose the last two|raised|shape"),
         (lambda *inputs: None, "None"),
+        (attention_in_place, "in place"),
+        (attention_with_a_loose_mask, "only key 2 is allowed"),
+        (attention_multiplied, "multiplied instead of filled"),
+        (attention_of_d_k_4, "width"),
+        (attention_by_values_width, "scale"),
     ],
-)
-def test_check_attention_names_the_mistake(attempt: object, message: str) -> None:
-    with pytest.raises(AssertionError, match=message):
-        check_attention(attempt)
-
-
-@pytest.mark.parametrize(
-    ("attempt", "message"),
-    [
+    check_causal_mask: [
         (lambda n: torch.ones(n, n).tril(), "boolean"),
         (lambda n: torch.ones(n, n, dtype=torch.bool).triu(), "future|transposed"),
         (lambda n: torch.ones(n, n, dtype=torch.bool).tril(-1), "itself"),
         (lambda n: ~torch.ones(n, n, dtype=torch.bool).tril(), "itself"),
         (lambda n: torch.ones(n, n, dtype=torch.bool), "future"),
+        (lambda n: torch.ones(n + 1, n + 1).tril().bool(), "shape"),
+        (lambda n: causal_mask(4)[:n, :n], "shape"),
     ],
-)
-def test_check_causal_mask_names_the_mistake(attempt: object, message: str) -> None:
-    with pytest.raises(AssertionError, match=message):
-        check_causal_mask(attempt)
-
-
-def test_check_window_mask_names_the_mistake() -> None:
-    def one_sided(length: int, radius: int) -> Tensor:
-        position = torch.arange(length)
-        distance = position[:, None] - position
-        return (distance >= 0) & (distance <= radius)
-
-    def wraps_around(length: int, radius: int) -> Tensor:
-        position = torch.arange(length)
-        distance = (position[:, None] - position) % length
-        return (distance <= radius) | (distance >= length - radius)
-
-    with pytest.raises(AssertionError, match="both neighbors"):
-        check_window_mask(one_sided)
-    with pytest.raises(AssertionError, match="wraps around"):
-        check_window_mask(wraps_around)
-
-
-@pytest.mark.parametrize(
-    ("attempt", "message"),
-    [
+    check_window_mask: [
+        (one_sided, "both neighbors"),
+        (wraps_around, "wraps around"),
+        (one_too_narrow, "both neighbors"),
+        (negative_slice, "first positions"),
+        (lambda n, r: window_by_distance(n, r + 1), "nobody else"),
+        (lambda n, r: window_by_distance(n, r).float(), "boolean"),
+        (lambda n, r: ~window_by_distance(n, r), "radius 0"),
+        (lambda n, r: window_by_distance(5, r), "length"),
+    ],
+    check_leak_detector: [
+        (leaks_at_the_end, "every position"),
+        (leaks_roughly, "compare exactly|tolerance"),
+        (leaks_with_itself, "itself"),
+        (leaks_into_the_first, "every position"),
+        (lambda attention: torch.tensor(leaks_by_nudges(attention)), "True or False"),
+        (lambda attention: not leaks_by_nudges(attention), "itself"),
         (lambda attention: False, "you did not see it"),
         (lambda attention: True, "does not leak"),
     ],
-)
-def test_check_leak_detector_names_the_mistake(attempt: object, message: str) -> None:
-    with pytest.raises(AssertionError, match=message):
-        check_leak_detector(attempt)
+}

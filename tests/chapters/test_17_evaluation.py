@@ -3,7 +3,8 @@
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import sacrebleu
@@ -213,21 +214,6 @@ def as_a_set(hypothesis: list[str], references: list[list[str]], n: int) -> tupl
     return len(set(hypothesis) & set(references[0])), len(hypothesis)
 
 
-@pytest.mark.parametrize(
-    ("attempt", "message"),
-    [
-        (unclipped, "clip"),
-        (as_a_set, "a set forgets"),
-        (in_the_sum_of_references, "the most, not three"),
-        (lambda h, r, n: clipped(h, r, 1), "runs of 2"),
-        (lambda h, r, n: (clipped(h, r, n)[0], len(h) - n + 1 or 1), "no run of 2"),
-    ],
-)
-def test_mistakes_in_clipping_are_named(attempt, message: str) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(AssertionError, match=message):
-        check_clipped_matches(attempt)
-
-
 def penalty(lengths: list[int], references: list[list[int]], ties: int = 1) -> float:
     wanted = sum(
         min(choices, key=lambda choice: (abs(choice - length), ties * choice))
@@ -236,9 +222,110 @@ def penalty(lengths: list[int], references: list[list[int]], ties: int = 1) -> f
     return min(1.0, math.exp(1 - wanted / sum(lengths))) if sum(lengths) else 0.0
 
 
-@pytest.mark.parametrize(
-    ("attempt", "message"),
-    [
+def clipped_by_removing(
+    hypothesis: list[str], references: list[list[str]], n: int
+) -> tuple[int, int]:
+    """Strike out what has been used, in the reference that has the run most often."""
+
+    def runs(words: list[str]) -> list[tuple[str, ...]]:
+        return list(zip(*(words[k:] for k in range(n)), strict=False))
+
+    matches = 0
+    for run in set(runs(hypothesis)):
+        most = max(runs(words).count(run) for words in references)
+        matches += min(runs(hypothesis).count(run), most)
+    return matches, len(runs(hypothesis))
+
+
+def penalty_by_loop(lengths: list[int], references: list[list[int]]) -> float:
+    wanted = 0
+    for length, choices in zip(lengths, references, strict=True):
+        wanted += sorted((abs(choice - length), choice) for choice in choices)[0][1]
+    ours = sum(lengths)
+    if ours == 0:
+        return 0.0
+    return 1.0 if ours >= wanted else math.exp(1 - wanted / ours)
+
+
+def bootstrap(
+    *,
+    paired: bool = True,
+    replacement: bool = True,
+    rows: int | None = None,
+    divide: bool = True,
+    seeded: bool = True,
+    ties: bool = False,
+    whole: bool = True,
+    again: bool = False,
+) -> Callable[..., float]:
+    """A paired bootstrap with one thing wrong, or nothing."""
+
+    def attempt(first, second, score, resamples, seed):  # type: ignore[no-untyped-def]
+        generator = torch.Generator().manual_seed(seed if seeded else 0)
+
+        def draw(size: int) -> torch.Tensor:
+            if again:
+                generator.manual_seed(seed)
+            if not replacement:
+                return torch.randperm(size, generator=generator)
+            return torch.randint(size, (rows or size,), generator=generator)
+
+        wins = 0
+        for _ in range(resamples):
+            chosen = draw(len(first))
+            other = chosen if paired else draw(len(first))
+            ours, theirs = first[chosen], second[other]
+            one, two = (score(x.sum(dim=0) if whole else x) for x in (ours, theirs))
+            wins += one >= two if ties else one > two
+        return wins / resamples if divide else wins
+
+    return attempt
+
+
+def bootstrap_by_counts(first, second, score, resamples, seed) -> float:  # type: ignore[no-untyped-def]
+    """How often each sentence was drawn, as the weights of a product."""
+    rng, wins = random.Random(seed), []
+    for _ in range(resamples):
+        drawn = Counter(rng.choices(range(len(first)), k=len(first)))
+        times = torch.tensor([float(drawn[i]) for i in range(len(first))])
+        wins.append(score(times @ first) > score(times @ second))
+    return sum(wins) / len(wins)
+
+
+def layer_flops(
+    factor: int = 2, matrices: int = 4, networks: int = 2, products: int = 2
+) -> Callable[[int, int, int], int]:
+    def attempt(length: int, d: int, d_ff: int) -> int:
+        return factor * length * (matrices * d * d + networks * d * d_ff + products * length * d)
+
+    return attempt
+
+
+def flops_by_shapes(length: int, d_model: int, d_ff: int) -> int:
+    products = [(length, d_model, d_model)] * 4 + [(length, d_model, length)] * 2
+    products += [(length, d_model, d_ff), (length, d_ff, d_model)]
+    return sum(2 * rows * inner * columns for rows, inner, columns in products)
+
+
+# The attempts at the exercises, which test_attempts.py hands to the checks.
+
+RIGHT: dict[Any, list[Any]] = {
+    check_clipped_matches: [clipped, clipped_by_removing],
+    check_brevity_penalty: [penalty, penalty_by_loop],
+    check_paired_bootstrap: [bootstrap(), bootstrap_by_counts],
+    check_layer_flops: [layer_flops(), flops_by_shapes],
+}
+WRONG: dict[Any, list[tuple[Any, str]]] = {
+    check_clipped_matches: [
+        (unclipped, "clip"),
+        (as_a_set, "a set forgets"),
+        (in_the_sum_of_references, "the most, not three"),
+        (lambda h, r, n: clipped(h, r, 1), "runs of 2"),
+        (lambda h, r, n: (clipped(h, r, n)[0], len(h) - n + 1 or 1), "no run of 2"),
+        (lambda h, r, n: clipped(h, r[:1], n), "two in the other"),
+        (lambda h, r, n: clipped(h, r, n)[0], "return .matches, runs."),
+    ],
+    check_brevity_penalty: [
         (lambda h, r: math.exp(1 - r[0][0] / max(h[0], 1)), "no bonus"),
         (lambda h, r: math.exp(1 - h[0] / r[0][0]), "upside down"),
         (lambda h, r: min(1.0, math.exp(1 - h[0] / r[0][0])), "upside down"),
@@ -252,60 +339,24 @@ def penalty(lengths: list[int], references: list[list[int]], ties: int = 1) -> f
         (lambda h, r: penalty(h, r, ties=-1), "the shorter"),
         (lambda h, r: penalty(h, r) if sum(h) else 1.0, "no words at all"),
     ],
-)
-def test_mistakes_in_the_penalty_are_named(attempt, message: str) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(AssertionError, match=message):
-        check_brevity_penalty(attempt)
-
-
-@pytest.mark.parametrize(
-    ("paired", "replacement", "rows", "divide", "message"),
-    [
-        (False, True, None, True, "SAME drawn sentences"),
-        (True, False, None, True, "WITH replacement"),
-        (True, True, 10, True, "takes 50 rows"),
-        (True, True, None, False, "not their number"),
+    check_paired_bootstrap: [
+        (bootstrap(paired=False), "SAME drawn sentences"),
+        (bootstrap(replacement=False), "WITH replacement"),
+        (bootstrap(rows=10), "takes 50 rows"),
+        (bootstrap(divide=False), "not their number"),
+        (bootstrap(seeded=False), "another seed"),
+        (bootstrap(ties=True), "strictly better"),
+        (bootstrap(whole=False), "summed over the drawn"),
+        (bootstrap(again=True), "anew each time"),
+        (lambda a, b, *rest: bootstrap()(b, a, *rest), "the first is better"),
     ],
-)
-def test_mistakes_in_pairing_are_named(  # type: ignore[no-untyped-def]
-    paired: bool, replacement: bool, rows: int | None, divide: bool, message: str
-) -> None:
-    def attempt(first, second, score, resamples, seed):  # type: ignore[no-untyped-def]
-        generator = torch.Generator().manual_seed(seed)
-
-        def draw(size: int) -> torch.Tensor:
-            if not replacement:
-                return torch.randperm(size, generator=generator)
-            return torch.randint(size, (rows or size,), generator=generator)
-
-        wins = 0
-        for _ in range(resamples):
-            chosen = draw(len(first))
-            other = chosen if paired else draw(len(first))
-            wins += score(first[chosen].sum(dim=0)) > score(second[other].sum(dim=0))
-        return wins / resamples if divide else wins
-
-    with pytest.raises(AssertionError, match=message):
-        check_paired_bootstrap(attempt)
-
-
-@pytest.mark.parametrize(
-    ("factor", "matrices", "networks", "products", "message"),
-    [
-        (1, 4, 2, 2, "multiply-adds"),
-        (6, 4, 2, 2, "forward only"),
-        (2, 4, 2, 0, "attention itself"),
-        (2, 4, 2, 1, "TWO products"),
-        (2, 3, 2, 2, "FOUR matrices"),
-        (2, 4, 1, 2, "TWO matrices"),
-        (2, 5, 2, 2, "torch counts"),
+    check_layer_flops: [
+        (layer_flops(1), "multiply-adds"),
+        (layer_flops(6), "forward only"),
+        (layer_flops(products=0), "attention itself"),
+        (layer_flops(products=1), "TWO products"),
+        (layer_flops(matrices=3), "FOUR matrices"),
+        (layer_flops(networks=1), "TWO matrices"),
+        (layer_flops(matrices=5), "torch counts"),
     ],
-)
-def test_mistakes_in_flops_are_named(
-    factor: int, matrices: int, networks: int, products: int, message: str
-) -> None:
-    def attempt(length: int, d: int, d_ff: int) -> int:
-        return factor * length * (matrices * d * d + networks * d * d_ff + products * length * d)
-
-    with pytest.raises(AssertionError, match=message):
-        check_layer_flops(attempt)
+}

@@ -7,11 +7,9 @@ need Chromium and playwright; without them they are skipped, but under CI (envir
 import functools
 import html
 import http.server
-import importlib.util
 import itertools
 import os
 import re
-import shutil
 import threading
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -409,16 +407,6 @@ def test_names_link_to_the_reference_but_not_where_they_are_defined(
 # ------------------------------------------------------------------------------------------------ the browser
 
 
-def missing_browser() -> str:
-    """Why no page can be opened, or nothing."""
-    if not (os.environ.get("CHROMIUM") or shutil.which("chromium")):
-        return "chromium is not installed (set CHROMIUM to its path)"
-    for module in ("playwright", "axe_playwright_python"):
-        if importlib.util.find_spec(module) is None:
-            return f"{module} is not installed"
-    return ""
-
-
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -431,24 +419,6 @@ def address(site: Path) -> Iterator[str]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    reason = missing_browser()
-    if reason and os.environ.get("CI"):
-        pytest.fail(f"CI must open the pages: {reason}")
-    if reason:
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=os.environ.get("CHROMIUM") or shutil.which("chromium"),
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        yield browser
-        browser.close()
 
 
 # A page of code has thousands of colored words and formulas that take axe minutes: one visible word of each color is
@@ -491,6 +461,15 @@ TOO_WIDE = """() => {
 }"""
 
 
+# The width between the margins of tools/pdf.py; a browser calls 96 of its pixels an inch.
+PAPER = round((210 - 2 * 18) / 25.4 * 96)
+CUT_ON_PAPER = """() => [...document.querySelectorAll(
+    ".bd-article pre, .bd-article .output, .bd-article div.math, .pst-scrollable-table-container, .bd-article img")]
+    .filter(e => e.checkVisibility() && (e.scrollWidth > e.clientWidth + 1
+        || e.getBoundingClientRect().right > innerWidth + 1))
+    .map(e => `${e.className || e.tagName}, ${e.scrollWidth} px: ${e.textContent.slice(0, 60)}`)"""
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("name", [*PAGES, "search"])
 def test_page_in_a_browser(chromium: Any, address: str, name: str) -> None:
@@ -528,6 +507,10 @@ def test_page_in_a_browser(chromium: Any, address: str, name: str) -> None:
         page.add_style_tag(content="*, *::before, *::after { transition: none !important; }")
         page.set_viewport_size({"width": 390, "height": 844})
         faults += [f"wider than a phone: {element}" for element in page.evaluate(TOO_WIDE)]
+        page.emulate_media(media="print")
+        page.set_viewport_size({"width": PAPER, "height": 1000})
+        faults += [f"cut on paper: {element}" for element in page.evaluate(CUT_ON_PAPER)]
+        page.emulate_media(media="screen")
         page.set_viewport_size({"width": 1280, "height": 900})
         page.evaluate(THIN_OUT)
         theme = page.evaluate("document.documentElement.dataset.theme")

@@ -111,16 +111,17 @@ def test_a_proof_fails_beyond_the_budget_and_with_an_error(
             raise RuntimeError(f"{chapter.path.name} failed")
         return took[chapter.path.name]
 
-    monkeypatch.setattr(notebooks, "installed_wheel", lambda: Path("python"))
-    monkeypatch.setattr(notebooks, "probe", lambda python: None)
+    monkeypatch.setattr(notebooks, "empty_environment", lambda base: (base, Path("a.whl")))
+    for name in ("install", "install_by_the_setup_cell", "run_cells"):
+        monkeypatch.setattr(notebooks, name, lambda *arguments: None)
     monkeypatch.setattr(notebooks, "run", fake_run)
     names = [*took, "04-wrong.ipynb"]
     book = [
         chapter_of(tmp_path, name=name, book={"budget": 100} if "03" in name else {})
         for name in names
     ]
-    assert notebooks.prove([book[0], book[2]], seed=500) == 0
-    assert notebooks.prove(book, seed=500) == 1
+    assert notebooks.prove([book[0], book[2]], seed=500, base="") == 0
+    assert notebooks.prove(book, seed=500, base="") == 1
     said = capsys.readouterr().out
     assert "02-slow.ipynb took 121 CPU-s, far over its 60" in said
     assert "04-wrong.ipynb failed" in said

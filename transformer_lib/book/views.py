@@ -1,4 +1,4 @@
-"""Attention to be looked at and played with: in the book, in JupyterLab, in Colab, from a file."""
+"""Things to be looked at and played with: in the book, in JupyterLab, in Colab, from a file."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from transformer_lib.embeddings import sinusoidal_positions
 from transformer_lib.inspection import record_attention
+from transformer_lib.similarity import masked_softmax, scaled_dot_similarity
 from transformer_lib.tokenizer import BOS_ID, EOS_ID, check_texts, encode_texts
 from transformer_lib.transformer import evaluating
 from transformer_lib.translator import Translator
@@ -56,76 +58,75 @@ class AttentionGroup:
 
 
 @dataclass(frozen=True)
-class AttentionView:
-    """An interactive view of attention, which a notebook shows if it is a cell's last expression.
+class View:
+    """Something interactive, which a notebook shows if it is a cell's last expression.
 
-    `start` is the group, layer and head that it shows first.
+    Args:
+        kind: whose script it is: static/KIND-view.js has `build(data)`, which makes the element that
+            is shown, of the parts in static/view.js; static/KIND-view.css is its style, if there is one.
+        data: what `build` is given, for JSON.
+        fallback: HTML that stays where scripts do not run.
+        contents: what it shows, in words, for repr.
+        caption: what stands below.
     """
 
-    groups: list[AttentionGroup]
-    start: tuple[int, int, int]
+    kind: str
+    data: dict[str, Any]
+    fallback: str
+    contents: str
     caption: str = ""
 
     def _repr_html_(self) -> str:
-        static = resources.files("transformer_lib.book") / "static"
-        style = (static / "attention-view.css").read_text(encoding="utf-8")
-        script = (static / "attention-view.js").read_text(encoding="utf-8")
-        start = dict(zip(("group", "layer", "head"), self.start, strict=True))
-        data = json.dumps(
-            {"start": start, "groups": [asdict(group) for group in self.groups]},
-            ensure_ascii=False,
-            separators=(",", ":"),
-        ).replace("<", "\\u003c")  # a token "</script>" must not end the script
-        # Where scripts do not run, the table stays; where they do, the script replaces it.
+        script = "\n".join(
+            [_static("view.js"), _static(f"{self.kind}-view.js"), f'showAll("{self.kind}", build);']
+        )
+        data = json.dumps(self.data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        data = data.replace("<", "\\u003c")  # a token "</script>" must not end the script
         return (
-            '<figure class="tpp-view mathjax_ignore tex2jax_ignore" style="margin: 1em 0">\n'
-            f"{self._table()}\n"
+            f'<figure class="tpp-view mathjax_ignore tex2jax_ignore" data-kind="{self.kind}" '
+            f'style="margin: 1em 0">\n<div class="tpp-static">\n{self.fallback}\n</div>\n'
             + (f"<figcaption>{escape(self.caption)}</figcaption>\n" if self.caption else "")
-            + f"<style>\n{style}</style>\n"
+            + f"<style>\n{_static('view.css')}{_static(f'{self.kind}-view.css')}</style>\n"
             f'<script type="application/json">{data}</script>\n'
-            f"<script>\n{script}</script>\n</figure>"
+            f'<script>\n(() => {{\n"use strict";\n{script}\n}})();\n</script>\n</figure>'
         )
 
     def __repr__(self) -> str:
-        kinds = [
-            f"{group.name or 'attention'} of {len(group.queries)} to {len(group.keys)} tokens, "
-            f"heads of its layers: {[len(heads) for heads in group.layers]}"
-            for group in self.groups
-        ]
-        return f"AttentionView({'; '.join(kinds)})"
+        return f"View({self.kind!r}: {self.contents})"
 
-    def _table(self) -> str:
-        """The head shown first as a table with shaded cells, in percent."""
-        number, layer, head = self.start
-        group = self.groups[number]
-        title = f"{group.name + ', ' if group.name else ''}layer {layer}, head {head}, in percent: "
-        title += "each row looks at the columns"
-        heads = "".join(
-            f'<th scope="col" style="{_UPRIGHT}">{escape(key)}</th>' for key in group.keys
-        )
-        rows = ""
-        for i, query in enumerate(group.queries):
-            weights = group.layers[layer][head][i * len(group.keys) : (i + 1) * len(group.keys)]
-            cells = "".join(
-                f"<td{_shading(weight)}>{round(weight / 10)}</td>" for weight in weights
-            )
-            rows += f'<tr><th scope="row" style="padding:2px; text-align:right">{escape(query)}</th>{cells}</tr>\n'
-        return (
-            '<div class="tpp-static" tabindex="0" role="region" aria-label="Attention weights" '
-            'style="overflow-x: auto">\n'
-            f"{escape(title)}\n"
-            '<table style="border-collapse: collapse; font-size: 11px; text-align: center">\n'
-            f"<thead><tr><td></td>{heads}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>"
-        )
+
+def _static(name: str) -> str:
+    """A file of static/, "" if there is none."""
+    path = resources.files("transformer_lib.book") / "static" / name
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def shaded_table(
+    title: str, columns: Tokens, rows: Tokens, weights: Sequence[Sequence[int | None]]
+) -> str:
+    """The HTML of a table of weights, given in thousandths, shown in percent and shaded; None: "×"."""
+    heads = "".join(f'<th scope="col" style="{_UPRIGHT}">{escape(name)}</th>' for name in columns)
+    lines = ""
+    for name, of_row in zip(rows, weights, strict=True):
+        cells = "".join(_shaded_cell(weight) for weight in of_row)
+        lines += f'<tr><th scope="row" style="padding:2px; text-align:right">{escape(name)}</th>{cells}</tr>\n'
+    return (
+        f'<div tabindex="0" role="region" aria-label="{escape(title)}" style="overflow-x: auto">\n'
+        f"{escape(title)}\n"
+        '<table style="border-collapse: collapse; font-size: 11px; text-align: center">\n'
+        f"<thead><tr><td></td>{heads}</tr></thead>\n<tbody>\n{lines}</tbody></table></div>"
+    )
 
 
 _UPRIGHT = "padding:2px; writing-mode:vertical-rl; white-space:nowrap; text-align:right"
 
 
-def _shading(weight: int) -> str:
-    """The style of a cell that shows a weight, in thousandths, as the script shades a token."""
-    color = f";background-color:rgba(213, 94, 0, {0.55 * (weight / 1000) ** 0.6:.2f})"
-    return f' style="padding:2px{color if weight >= 5 else ""}"'
+def _shaded_cell(weight: int | None) -> str:
+    """A cell in percent, shaded as view.js does it."""
+    if weight is None:
+        return '<td style="padding:2px">×</td>'
+    color = f";background-color:rgba(213, 94, 0, {0.55 * max(0, weight / 1000) ** 0.6:.2f})"
+    return f'<td style="padding:2px{color if weight >= 5 else ""}">{round(weight / 10)}</td>'
 
 
 def _visible(tokens: Tokens) -> list[str]:
@@ -137,6 +138,194 @@ def _visible(tokens: Tokens) -> list[str]:
     return shown
 
 
+def temperature_view(
+    scores: Tensor, keys: Tokens, *, colors: Tensor | None = None, caption: str = ""
+) -> View:
+    """Move the temperature of a softmax: the weights, and how much of a gradient they let through.
+
+    Args:
+        scores: of one query and each key, (keys,).
+        keys: their names.
+        colors: red, green and blue of each key, (keys, 3), from 0 to 1: then the mixture is shown, too.
+        caption: what stands below.
+
+    Raises:
+        ValueError: if scores, names and colors do not fit, or a score is not finite.
+    """
+    temperatures = [10 ** (1 - step / 20) for step in range(61)]  # from 10 to 0.01
+    if colors is not None and colors.shape != (len(keys), 3):
+        raise ValueError(
+            f"{len(keys)} keys need colors ({len(keys)}, 3), got {tuple(colors.shape)}"
+        )
+    return _softmax_view(
+        "temperature",
+        [f"T = {temperature:.2g}" for temperature in temperatures],
+        {"": torch.stack([scores.detach().double() / t for t in temperatures])},
+        keys,
+        start=20,
+        colors=None if colors is None else colors.tolist(),
+        caption=caption,
+    )
+
+
+def scale_view(query: Tensor, key: Tensor, *, caption: str = "") -> View:
+    """Make a query and its keys wider: the softmax of their dot products with and without the scale.
+
+    Args:
+        query: (d_k,).
+        key: (keys, d_k). Of both, the first 1, 2, 4, 8, ... entries are used.
+        caption: what stands below.
+
+    Raises:
+        ValueError: if the widths are not the same, or an entry is not finite.
+    """
+    if query.dim() != 1 or key.dim() != 2 or query.shape != key.shape[1:] or not len(query):
+        raise ValueError(
+            f"query {tuple(query.shape)} and key {tuple(key.shape)} do not fit: they should be "
+            "(d_k,) and (keys, d_k)"
+        )
+    widths = [2**power for power in range(len(query).bit_length())]
+    dot = (query.detach().double() * key.detach().double()).cumsum(dim=-1).T  # (d_k, keys)
+    dot = dot[[width - 1 for width in widths]]  # (widths, keys)
+    scale = torch.tensor(widths, dtype=torch.float64).sqrt()[:, None]  # (widths, 1)
+    return _softmax_view(
+        "width",
+        [f"d_k = {width}" for width in widths],
+        {"q·k": dot, "q·k / √d_k": dot / scale},
+        [f"key {j}" for j in range(len(key))],
+        start=min(2, len(widths) - 1),
+        caption=caption,
+    )
+
+
+def _softmax_view(
+    slider: str,
+    steps: list[str],
+    scores: dict[str, Tensor],
+    keys: Tokens,
+    *,
+    start: int,
+    caption: str,
+    colors: list[list[float]] | None = None,
+) -> View:
+    """Bars of the softmax of scores, (steps, keys) under each title; a slider goes over the steps."""
+    check_texts(keys)
+    for title, of_title in scores.items():
+        if of_title.shape != (len(steps), len(keys)) or not len(keys):
+            raise ValueError(f"scores {tuple(of_title.shape[1:])} do not fit {len(keys)} keys")
+        if not of_title.isfinite().all():
+            raise ValueError(f"scores{title and ' ' + title} should be finite, got {of_title[0]}")
+    shown = sorted({start, *range(0, len(steps), max(1, (len(steps) - 1) // 3))})
+    rows = {
+        f"{title and title + ', '}{steps[i]}": of[i] for title, of in scores.items() for i in shown
+    }
+    return View(
+        "softmax",
+        {
+            "slider": slider,
+            "steps": steps,
+            "start": start,
+            "keys": _visible(keys),
+            "colors": colors,
+            "charts": [
+                {"title": title, "scores": [[round(x, 4) for x in row] for row in of.tolist()]}
+                for title, of in scores.items()
+            ],
+        },
+        shaded_table(
+            f"the softmax by {slider}, in percent", _visible(keys), list(rows), _thousandths(rows)
+        ),
+        f"the softmax of {len(keys)} scores, {steps[0]} to {steps[-1]}",
+        caption,
+    )
+
+
+def _thousandths(rows: Mapping[str, Tensor]) -> list[list[int]]:
+    return [(1000 * scores.softmax(dim=-1)).round().int().tolist() for scores in rows.values()]
+
+
+PAD = "<pad>"
+
+
+def mask_view(words: Tokens, query: Tensor, key: Tensor, *, caption: str = "") -> View:
+    """Type a sentence, fill it up with padding, and see what masks forbid.
+
+    Args:
+        words: what it knows. The last is "<pad>", the others are the sentence that it begins with.
+        query: of each word, (words, d_k).
+        key: of each word, (words, d_k). Other words get queries and keys at random, always the same.
+        caption: what stands below.
+
+    Raises:
+        ValueError: if the words do not fit queries and keys, or the last is not "<pad>".
+    """
+    check_texts(words)
+    if query.dim() != 2 or query.shape != key.shape or len(query) != len(words):
+        raise ValueError(
+            f"{len(words)} words do not fit queries {tuple(query.shape)} and keys "
+            f"{tuple(key.shape)}: they should be (words, d_k)"
+        )
+    if list(words[-1:]) != [PAD] or PAD in words[:-1]:
+        raise ValueError(f"the last word, and no other, should be {PAD!r}: {list(words)}")
+    if len(words) < 2 or any(word.split() != [word] for word in words):
+        raise ValueError(f"words should be some, without white space: {list(words)}")
+    query, key = query.detach().double(), key.detach().double()
+    pads = 3
+    order = [*range(len(words) - 1), *[len(words) - 1] * pads]
+    real = torch.tensor([words[i] != PAD for i in order])
+    mask = real & torch.ones(len(order), len(order), dtype=torch.bool).tril()
+    weights = masked_softmax(scaled_dot_similarity(query[order], key[order]), mask)
+    names = [words[i] for i in order]
+    return View(
+        "mask",
+        {
+            "words": list(words),
+            "query": [[round(x, 4) for x in row] for row in query.tolist()],
+            "key": [[round(x, 4) for x in row] for row in key.tolist()],
+            "pads": pads,
+        },
+        shaded_table(
+            "padding and causal mask, weights in percent: each row looks at the columns, × is forbidden",
+            names,
+            names,
+            [
+                [int(w) if may else None for w, may in zip(*row, strict=True)]
+                for row in zip((1000 * weights).round().tolist(), mask.tolist(), strict=True)
+            ],
+        ),
+        f"masks over {' '.join(names)}",
+        caption,
+    )
+
+
+def position_view(d_model: int = 32, *, caption: str = "") -> View:
+    """Move a position, a pair of entries and an offset: waves, a rotation, and a dot product.
+
+    Raises:
+        ValueError: if d_model is not an even number from 2 to 512.
+    """
+    if not 2 <= d_model <= 512 or d_model % 2:
+        raise ValueError(f"d_model should be an even number from 2 to 512, got {d_model}")
+    positions, offsets = 60, 40  # the largest of each
+    rows = sinusoidal_positions(positions + offsets + 1, d_model, torch.float64)
+    shown = [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40]
+    cosines = {
+        p: 1000 * (rows[p] @ rows[[p + k for k in shown]].T) * 2 / d_model for p in (0, 20, 60)
+    }
+    return View(
+        "position",
+        {"d_model": d_model, "positions": positions, "offsets": offsets},
+        shaded_table(
+            f"dot product of rows p and p + k, in percent of {d_model // 2}: the same wherever p is",
+            [f"k = {k}" for k in shown],
+            [f"p = {p}" for p in cosines],
+            [row.round().int().tolist() for row in cosines.values()],
+        ),
+        f"positions 0 to {positions + offsets} in {d_model} dimensions",
+        caption,
+    )
+
+
 def attention_view(
     weights: Weights | Mapping[str, Weights],
     queries: Tokens | Mapping[str, Tokens],
@@ -144,7 +333,7 @@ def attention_view(
     *,
     start: tuple[Any, ...] | None = None,
     caption: str = "",
-) -> AttentionView:
+) -> View:
     """Show attention weights: choose a head, point at a token, see where it looks.
 
     Args:
@@ -176,7 +365,30 @@ def attention_view(
     groups = [
         AttentionGroup.read(name, weights[name], queries[name], keys[name]) for name in weights
     ]
-    return AttentionView(groups, _find(groups, start), caption)
+    number, layer, head = _find(groups, start)
+    shown = groups[number]
+    width, flat = len(shown.keys), shown.layers[layer][head]
+    kinds = [
+        f"{group.name or 'attention'} of {len(group.queries)} to {len(group.keys)} tokens, "
+        f"heads of its layers: {[len(heads) for heads in group.layers]}"
+        for group in groups
+    ]
+    return View(
+        "attention",
+        {
+            "start": {"group": number, "layer": layer, "head": head},
+            "groups": [asdict(group) for group in groups],
+        },
+        shaded_table(
+            f"{shown.name + ', ' if shown.name else ''}layer {layer}, head {head}, in percent: "
+            "each row looks at the columns",
+            shown.keys,
+            shown.queries,
+            [flat[i : i + width] for i in range(0, len(flat), width)],
+        ),
+        "; ".join(kinds),
+        caption,
+    )
 
 
 def _find(groups: list[AttentionGroup], start: tuple[Any, ...] | None) -> tuple[int, int, int]:
@@ -206,7 +418,7 @@ def model_view(
     *,
     start: tuple[str, int, int] | None = None,
     caption: str = "",
-) -> AttentionView:
+) -> View:
     """Show the attention of an encoder-decoder model while it reads one pair.
 
     Args:
@@ -249,7 +461,7 @@ def translation_view(
     translation: str | None = None,
     *,
     start: tuple[str, int, int] = ("cross", 0, 0),
-) -> AttentionView:
+) -> View:
     """Show the attention of a translator while it translates a text.
 
     In cross-attention, a position of the decoder has the name of the token that is written there;

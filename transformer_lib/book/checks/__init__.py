@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -12,9 +11,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _Check = Callable[[Callable[..., Any]], None]
 
 
-def _versions(arguments: Sequence[Any]) -> list[int]:
-    """How often each tensor has been changed in place; 0 for what is none, or does not say."""
-    return [0 if not isinstance(x, Tensor) or x.is_inference() else x._version for x in arguments]
+def _copy(given: Any) -> Any:
+    """Tensors, and lists and dictionaries of anything, copied; what else there is, as it is."""
+    if isinstance(given, Tensor):
+        return given.detach().clone()
+    if isinstance(given, list | tuple):
+        return [_copy(x) for x in given]
+    if isinstance(given, dict):
+        return {key: _copy(x) for key, x in given.items()}
+    return given
+
+
+def _same(given: Any, copy: Any) -> bool:
+    """Whether an argument is still what it was, to the bit."""
+    if isinstance(given, Tensor):
+        if not isinstance(copy, Tensor) or given.shape != copy.shape or given.dtype != copy.dtype:
+            return False
+        nothing = (given != given) & (copy != copy)  # NaN is not even equal to itself
+        return bool(((given == copy) | nothing).all())
+    if isinstance(given, list | tuple):
+        return len(given) == len(copy) and all(map(_same, given, copy))
+    if isinstance(given, dict):
+        return list(given) == list(copy) and all(_same(given[key], copy[key]) for key in copy)
+    return given is copy or bool(given == copy)
 
 
 def diagnostic(label: str, in_place: bool = False) -> Callable[[_Check], _Check]:
@@ -27,8 +46,8 @@ def diagnostic(label: str, in_place: bool = False) -> Callable[[_Check], _Check]
 
     For a teacher there is `check(attempt, graded=True)`: an open exercise is then an error like any other.
 
-    An attempt that changes a tensor it is given is told so: the caller still needs it, and the
-    check compares with it.
+    An attempt that changes a tensor, list or dictionary it is given is told so: the caller still
+    needs it, and the check compares with it.
 
     Args:
         label: of the exercise, such as "Exercise 6.1".
@@ -48,18 +67,16 @@ def diagnostic(label: str, in_place: bool = False) -> Callable[[_Check], _Check]
             @functools.wraps(attempt)
             def watched(*args: Any, **kwargs: Any) -> Any:
                 given = (*args, *kwargs.values())
-                before = _versions(given)
+                before = _copy(given)
                 try:
                     answers.append(attempt(*args, **kwargs))
                 except Exception as error:
                     raised.append(error)
                     raise
-                after = _versions(given)
-                if after != before and not in_place:
-                    number = 1 + [a == b for a, b in zip(before, after, strict=True)].index(False)
-                    raise AssertionError(
-                        f"{name} changes its argument number {number} in place: work on a new tensor, the caller "
-                        "still needs the old one"
+                for number, (now, was) in enumerate(zip(given, before, strict=True), start=1):
+                    assert in_place or _same(now, was), (
+                        f"{name} changes its argument number {number} in place: work on a copy, the caller still "
+                        "needs the old one"
                     )
                 return answers[-1]
 
@@ -81,6 +98,8 @@ def diagnostic(label: str, in_place: bool = False) -> Callable[[_Check], _Check]
                     raise
                 elif error in raised:
                     message = f"{name} raised {type(error).__name__}: {error}"
+                elif "did not match" in str(error) or "same dtype" in str(error):
+                    message = f"{name} returned numbers of another type than it was given: {error}"
                 else:
                     message = f"the check cannot use what {name} returned: {type(error).__name__}: {error}"
                 raise AssertionError(f"{label}: {message}") from error
@@ -112,17 +131,6 @@ def expect_tensor(value: object, shape: Sequence[int], what: str) -> Tensor:
         f"{what} should have shape {tuple(shape)}, not {tuple(value.shape)}"
     )
     return value
-
-
-def on_copies(attempt: Callable[..., Any], *arguments: Any) -> Any:
-    """What the attempt makes of copies; it should leave them as they are."""
-    copies = [x.clone() if isinstance(x, Tensor) else x for x in arguments]
-    answer = attempt(*copies)
-    for number, (ours, theirs) in enumerate(zip(arguments, copies, strict=True), start=1):
-        assert not isinstance(ours, Tensor) or torch.equal(ours, theirs), (
-            f"your function changes its argument number {number} in place: work on a new tensor, the caller still needs the old one"
-        )
-    return answer
 
 
 class LargestTensor(TorchDispatchMode):

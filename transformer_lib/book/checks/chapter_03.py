@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from transformer_lib.book.checks import diagnostic, expect_tensor, on_copies
+from transformer_lib.book.checks import diagnostic, expect_tensor
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
@@ -30,8 +30,10 @@ def check_additive_look(
     def answer(
         state: Tensor, memory: Tensor, maps: tuple[Tensor, ...], real: Tensor
     ) -> tuple[Tensor, Tensor]:
-        pair = on_copies(attempt, state, memory, *maps, real)
-        assert isinstance(pair, tuple) and len(pair) == 2, "return two things: context and weights"
+        pair = attempt(state, memory, *maps, real)
+        assert isinstance(pair, tuple | list) and len(pair) == 2, (
+            "return two things: context and weights"
+        )
         rows, length, width = memory.shape
         return (
             expect_tensor(pair[0], (rows, width), "the context"),
@@ -126,7 +128,7 @@ def check_luong_attention(attempt: Callable[[Tensor, Tensor, Tensor, Tensor], Te
         return torch.tanh(torch.cat([weights @ memory, states], dim=-1) @ w.T)
 
     def answer(states: Tensor, memory: Tensor, real: Tensor, w: Tensor) -> Tensor:
-        vectors = on_copies(attempt, states, memory, real, w)
+        vectors = attempt(states, memory, real, w)
         return expect_tensor(vectors, states.shape, "the vectors")
 
     states, memory, w = draw(2, 3, 4), draw(2, 5, 4), draw(4, 8) / 3
@@ -190,7 +192,7 @@ def check_word_order(attempt: Callable[[Tensor], float]) -> None:
     """The share of crossing pairs: order kept, reversed, one exchange, ties, rows against columns."""
 
     def share(weights: Tensor) -> float:
-        answer = on_copies(attempt, weights)
+        answer = attempt(weights)
         assert isinstance(answer, int | float | Tensor), (
             f"a share is one number, not {type(answer).__name__}"
         )
@@ -239,7 +241,7 @@ def check_uncovered(attempt: Callable[[Tensor, float], list[int]]) -> None:
     """The uncovered source words: none, one, several in order, rows against columns."""
 
     def places(weights: Tensor, least: float) -> list[int]:
-        answer = on_copies(attempt, weights, least)
+        answer = attempt(weights, least)
         assert isinstance(answer, list), f"return a list of indices, not {type(answer).__name__}"
         assert all(type(index) is int for index in answer), (
             f"plain Python integers, please, not {answer}"

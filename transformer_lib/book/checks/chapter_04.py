@@ -17,7 +17,9 @@ def check_attention_pooling(attempt: Callable[[Tensor, Tensor], tuple[Tensor, Te
     query = torch.randn(4, generator=generator)
 
     answer = attempt(patches[:1, :1], query)
-    assert isinstance(answer, tuple) and len(answer) == 2, "return two tensors: pooled and weights"
+    assert isinstance(answer, tuple | list) and len(answer) == 2, (
+        "return two tensors: pooled and weights"
+    )
     pooled = expect_tensor(answer[0], (1, 4), "the pooled vector of one picture")
     weights = expect_tensor(answer[1], (1, 1), "the weights of one picture with one patch")
     assert torch.allclose(weights, torch.ones(1, 1)), "the only patch must get all the weight"
@@ -102,7 +104,9 @@ def check_many_queries(attempt: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]
     queries = torch.randn(3, 4, generator=generator)
 
     answer = attempt(patches, queries)
-    assert isinstance(answer, tuple) and len(answer) == 2, "return two tensors: pooled and weights"
+    assert isinstance(answer, tuple | list) and len(answer) == 2, (
+        "return two tensors: pooled and weights"
+    )
     pooled = expect_tensor(answer[0], (2, 3, 4), "the pooled vectors of 2 pictures and 3 queries")
     weights = expect_tensor(answer[1], (2, 3, 5), "the weights of 2 pictures, 3 queries, 5 patches")
     one, _ = attempt(patches, queries[:1])

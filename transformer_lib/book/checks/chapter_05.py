@@ -23,9 +23,11 @@ def check_causal_mask(attempt: Callable[[int], Tensor]) -> None:
     assert mask[0].tolist() != [True] * 4, (
         "query 0 sees the future: rows are queries, columns are keys (transposed?)"
     )
-    assert mask.tolist() == [[j <= i for j in range(4)] for i in range(4)], (
-        f"row i should allow keys 0 to i, got {mask}"
-    )
+    for length in (4, 7):
+        mask = expect_tensor(attempt(length), (length, length), f"the mask of {length} positions")
+        assert mask.tolist() == [[j <= i for j in range(length)] for i in range(length)], (
+            f"row i should allow keys 0 to i, got {mask}"
+        )
 
 
 @diagnostic("Exercise 5.2")
@@ -83,6 +85,12 @@ def check_attention(attempt: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor])
     assert torch.allclose(batched, expected.expand(6, 3, 2), atol=1e-5), (
         "a batch is off: transpose the last two dimensions only; and is the softmax over dim=-1?"
     )
+    wide, values = torch.randn(3, 9, generator=generator), torch.randn(3, 9, generator=generator)
+    expected_wide = F.scaled_dot_product_attention(wide, wide, values, attn_mask=some[:, :3])
+    found = expect_tensor(attempt(wide, wide, values, some[:, :3]), (3, 9), "the output of width 9")
+    assert torch.allclose(found, expected_wide, atol=1e-5), (
+        "queries of width 4 are right, of width 9 not: the scale is the square root of THEIR width, query.size(-1)"
+    )
 
 
 @diagnostic("Exercise 5.3")
@@ -98,10 +106,22 @@ def check_window_mask(attempt: Callable[[int, int], Tensor]) -> None:
     assert not mask[2, 4] and not mask[0, 4], (
         "radius 1: too far away is still allowed (or the window wraps around)"
     )
+    assert mask[0, :2].all() and mask[4, 3:].all(), (
+        "radius 1: the first positions and the last see themselves and their one neighbor; a slice that begins below 0 "
+        "begins at the other end"
+    )
     assert mask.sum().item() == 13, (
         f"radius 1, length 5: 13 pairs are allowed, yours allows {mask.sum().item()}"
     )
     assert attempt(5, 9).all(), "a radius beyond the sentence allows everything"
+    for length, radius in ((1, 0), (8, 2), (9, 5)):
+        mask = expect_tensor(
+            attempt(length, radius), (length, length), f"the mask for length {length}"
+        )
+        right = [[abs(i - j) <= radius for j in range(length)] for i in range(length)]
+        assert mask.tolist() == right, (
+            f"length {length}, radius {radius} is off: are all sizes used?"
+        )
 
 
 @diagnostic("Exercise 5.4")

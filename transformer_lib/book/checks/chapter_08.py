@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transformer_lib.book.checks import LargestTensor, diagnostic, expect_tensor, on_copies
+from transformer_lib.book.checks import LargestTensor, diagnostic, expect_tensor
 
 
 @diagnostic("Exercise 8.1")
@@ -16,7 +16,7 @@ def check_sentence_vectors(attempt: Callable[[Tensor, Tensor, int], Tensor]) -> 
     column = torch.tensor([[10.0], [20.0], [40.0], [80.0]])  # (vocab_size 4, d_model 1)
 
     def run(tokens: Tensor, weight: Tensor, pad_id: int) -> Tensor:
-        answer = on_copies(attempt, tokens, weight, pad_id)
+        answer = attempt(tokens, weight, pad_id)
         shape = (tokens.size(0), weight.size(1))
         return expect_tensor(answer, shape, f"the vectors for a {tuple(tokens.shape)} batch")
 
@@ -68,7 +68,7 @@ def check_embedding_gradient(attempt: Callable[[Tensor, Tensor, int], Tensor]) -
 
     def run(tokens: Tensor, upstream: Tensor, vocab_size: int) -> Tensor:
         shape = (vocab_size, upstream.size(-1))
-        answer = on_copies(attempt, tokens, upstream, vocab_size)
+        answer = attempt(tokens, upstream, vocab_size)
         return expect_tensor(answer, shape, f"the gradient for {vocab_size} tokens")
 
     once = run(torch.tensor([[1, 3]]), torch.ones(1, 2, 1), 5).flatten()
@@ -117,7 +117,7 @@ def check_memory(attempt: Callable[[Tensor, Tensor], tuple[Tensor, ...]]) -> Non
     """Check a memory: shapes, keys at right angles, keys that are near each other, then many."""
 
     def recall(key: Tensor, value: Tensor) -> Tensor:
-        answer = on_copies(attempt, key, value)
+        answer = attempt(key, value)
         assert isinstance(answer, tuple | list) and len(answer) == 4, (
             f"four tensors are asked for, w_1, b_1, w_2, b_2, not {type(answer).__name__}"
         )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from transformer_lib.book.checks import diagnostic, expect_tensor, on_copies
+from transformer_lib.book.checks import diagnostic, expect_tensor
 
 
 @diagnostic("Exercise 10.1")
@@ -13,7 +13,7 @@ def check_torch_padding_mask(attempt: Callable[[Tensor], Tensor]) -> None:
     """Check a mask for torch: shape and type, then its meaning, then a batch of one."""
     words = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
     ours = words[:, None, None, :]  # (batch, 1, 1, length)
-    mask = expect_tensor(on_copies(attempt, ours), (2, 5), "torch's mask")
+    mask = expect_tensor(attempt(ours), (2, 5), "torch's mask")
     assert mask.dtype == torch.bool, f"the mask should be boolean, yours is {mask.dtype}"
     assert not torch.equal(mask, ours[:, 0, 0]), (
         "the shape is right; but in torch's mask True means padding"
@@ -113,7 +113,7 @@ def check_reach(attempt: Callable[[list[Tensor]], Tensor]) -> None:
 
     def reach(*layers: list[list[int]]) -> list[list[int]]:
         masks = [torch.tensor(layer, dtype=torch.bool) for layer in layers]
-        found = on_copies(lambda *masks: attempt(list(masks)), *masks)
+        found = attempt(masks)
         found = expect_tensor(found, masks[0].shape, "the reach")
         assert found.dtype == torch.bool, f"the reach is boolean, got {found.dtype}"
         return [[int(x) for x in row] for row in found.tolist()]

@@ -15,12 +15,7 @@ def check_unigram_loss(attempt: Callable[[list[int], list[int], int], float]) ->
     """Check a unigram loss: each likely mistake has a value of its own."""
 
     def loss(train: list[int], held_out: list[int], vocab_size: int) -> float:
-        given = list(train), list(held_out)
-        answer = float(attempt(*given, vocab_size))
-        assert given == (train, held_out), (
-            "your function changes a list that it is given: work on a copy"
-        )
-        return answer
+        return float(attempt(train, held_out, vocab_size))
 
     # Counts of the training tokens, one added: 1, 4, 2 of 7 (vocabulary 3).
     train, held_out = [1, 1, 1, 2], [2, 2, 1, 0]
@@ -59,13 +54,11 @@ def check_deranged(attempt: Callable[[Tensor, int], Tensor]) -> None:
     source = (
         torch.arange(1, 7)[:, None].expand(6, 3).clone()
     )  # (batch, source): row i is full of i + 1
-    before = source.clone()
     for seed in range(60):
         moved = attempt(source, seed)
         assert isinstance(moved, Tensor) and moved.shape == source.shape, (
             "the shape should stay (batch, source)"
         )
-        assert torch.equal(source, before), "the tensor that came in was changed: return a new one"
         assert moved[:, 0].sort().values.tolist() == [1, 2, 3, 4, 5, 6], (
             "every source should be used exactly once"
         )
@@ -138,12 +131,15 @@ def check_training_step(attempt: Callable[..., float]) -> None:
     assert optimizer.rates == [0.1, 0.1], f"both groups' rate is 0.1, yours are {optimizer.rates}"
     first = model.first.item()
     assert abs(first - 0.7) < 1e-5, f"one step at rate 0.1 takes 1.0 to 0.7, yours is at {first}"
-    attempt(model, optimizer, lambda module: module(), 0.1)
-    assert abs(model.first.item() - 0.1) > 1e-5, (
+    attempt(model, optimizer, lambda module: module(), 0.05)
+    assert optimizer.rates == [0.05, 0.05], (
+        f"the second step's rate is 0.05, yours are {optimizer.rates}: use the argument `rate`"
+    )
+    assert abs(model.first.item() - 0.4) > 1e-5, (
         "the second step uses the gradient of both steps: clear the old one"
     )
-    assert abs(model.first.item() - 0.4) < 1e-5, (
-        f"the second step takes 0.7 to 0.4, yours is at {model.first.item()}"
+    assert abs(model.first.item() - 0.55) < 1e-5, (
+        f"the second step, at rate 0.05, takes 0.7 to 0.55, yours is at {model.first.item()}"
     )
 
 
@@ -167,6 +163,9 @@ def check_overlap_by_length(
     )
     assert abs(one("a", "a b c") - 0.5) < 1e-6, (
         "'a' against 'a b c': 2 * 1 / (1 + 3): count the words of both texts"
+    )
+    assert abs(one("ab ac", "ab cd") - 0.5) < 1e-6, (
+        "'ab ac' against 'ab cd' share one word of two and two, 0.5: do you compare words, and not letters?"
     )
     assert one("", "a b") == 0.0, "an empty translation has an overlap of 0"
     answer = attempt(["a", "x", "a b c"], ["a", "a b", "a b c"], [1, 3, 9])

@@ -1,12 +1,13 @@
 """The checks of chapter 16's exercises."""
 
 import math
+import random
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from transformer_lib.book.checks import diagnostic, expect_tensor, on_copies
+from transformer_lib.book.checks import diagnostic, expect_tensor
 
 
 @diagnostic("Exercise 16.1")
@@ -16,9 +17,7 @@ def check_stop(attempt: Callable[[list[tuple[float, int]], float, int, float], b
     def stops(
         finished: list[tuple[float, int]], unfinished: float, limit: int, alpha: float
     ) -> bool:
-        given = list(finished)
-        answer = attempt(given, unfinished, limit, alpha)
-        assert given == finished, "your function changes the list that it is given: work on a copy"
+        answer = attempt(finished, unfinished, limit, alpha)
         assert isinstance(answer, bool), f"answer True or False, not {answer!r}"
         return answer
 
@@ -55,6 +54,19 @@ def check_stop(attempt: Callable[[list[tuple[float, int]], float, int, float], b
     assert stops([(-4.0, 7)], -8.0, 19, 1.0), (
         "-4 / lp(7) = -2 and -8 / lp(19) = -2 are equal: the unfinished one cannot do better, so stop"
     )
+    generator = random.Random(0)
+    for _ in range(300):
+        alpha, limit = generator.choice((0.0, 0.4, 0.6, 1.0, 1.5)), generator.randint(5, 60)
+        lengths = [generator.randint(1, limit) for _ in range(generator.randint(1, 3))]
+        ended = [(-generator.uniform(1, 9), length) for length in lengths]
+        best = max(p / ((5 + length) / 6) ** alpha for p, length in ended)
+        edge = best * ((5 + limit) / 6) ** alpha  # there the two are equal
+        for unfinished, may in ((0.99 * edge, False), (1.01 * edge, True)):
+            assert stops(ended, unfinished, limit, alpha) == may, (
+                f"finished {ended}, unfinished {unfinished:.3f}, limit {limit}, alpha {alpha}: the best score is "
+                f"{best:.3f}, and what can be reached {unfinished * best / edge:.3f}, so the answer is {may}. Does every "
+                "argument count, and is the penalty that of equation 16.2, ((5 + length) / 6) ** alpha?"
+            )
 
 
 @diagnostic("Exercise 16.2")
@@ -62,7 +74,7 @@ def check_top_p(attempt: Callable[[Tensor, float], Tensor]) -> None:
     """Check a top-p filter: nothing dropped, only the first, the token that crosses p, places, sum."""
 
     def kept(values: list[float], p: float) -> Tensor:
-        answer = on_copies(attempt, torch.tensor(values), p)
+        answer = attempt(torch.tensor(values), p)
         answer = expect_tensor(answer, (len(values),), "the probabilities")
         assert bool((answer >= 0).all()), f"there are no negative probabilities: {answer.tolist()}"
         return answer
@@ -123,6 +135,9 @@ def check_beam_search(
         assert end not in answer, "leave the end token out of the answer"
         return answer
 
+    def ends_with_0(tokens: list[int]) -> list[float]:
+        return [math.log(p) for p in ([0.01, 0.9, 0.09] if not tokens else [0.9, 0.05, 0.05])]
+
     one_way = {(): [0.97, 0.02, 0.01], (0,): [0.02, 0.97, 0.01], (0, 1): [0.001, 0.001, 0.998]}
     one_way |= {(0, 1, last): [0.4, 0.3, 0.3] for last in (0, 1)}
     answer = found(one_way, 1, 5)
@@ -167,6 +182,10 @@ def check_beam_search(
             f"{best} ends, although others that go on rank before it, yours gives {answer}: what ends "
             "is finished whatever its rank"
         )
+    answer = attempt(ends_with_0, 2, 0, 4)
+    assert answer == [1], (
+        f"with the end token 0, [1] and its end are the likeliest, yours gives {answer}: use the argument `end`"
+    )
     found({(): [0.5, 0.2, 0.3], (0,): [0.4, 0.3, 0.3], (1,): [0.4, 0.3, 0.3]}, 2, 3)
     places = sorted(tokens for tokens in asked if len(tokens) == 1)
     assert places == [[0], [1]], (

@@ -17,21 +17,28 @@ def check_clipped_matches(
     attempt: Callable[[list[str], list[list[str]], int], tuple[int, int]],
 ) -> None:
     """Check clipped matches: clipping, one reference, several, longer runs, none."""
-    answer = attempt(["the"] * 4, [["the", "cat"]], 1)
-    assert isinstance(answer, tuple) and len(answer) == 2, f"return (matches, runs), not {answer!r}"
+
+    def counts(hypothesis: list[str], references: list[list[str]], n: int) -> tuple[int, ...]:
+        found = attempt(hypothesis, references, n)
+        assert isinstance(found, tuple | list) and len(found) == 2, (
+            f"return (matches, runs), not {found!r}"
+        )
+        return tuple(found)
+
+    answer = counts(["the"] * 4, [["the", "cat"]], 1)
     assert answer != (4, 4), "'the the the the' against 'the cat': clip, one 'the' is allowed"
     assert answer == (1, 4), f"'the the the the' against 'the cat' is (1, 4), yours {answer}"
-    answer = attempt(["the", "the", "cat"], [["the", "the", "dog"]], 1)
+    answer = counts(["the", "the", "cat"], [["the", "the", "dog"]], 1)
     assert answer[0] != 1, "'the' stands twice on both sides and counts twice: a set forgets that"
     assert answer == (2, 3), f"'the the cat' against 'the the dog' is (2, 3), yours {answer}"
-    answer = attempt(["the"] * 4, [["the", "cat"], ["a", "the", "the"]], 1)
+    answer = counts(["the"] * 4, [["the", "cat"], ["a", "the", "the"]], 1)
     assert answer[0] != 3, "references with one and with two 'the' allow two, the most, not three"
     assert answer == (2, 4), f"one 'the' in a reference, two in the other: (2, 4), yours {answer}"
-    answer = attempt(["a", "b", "c", "d"], [["b", "c", "d", "a"]], 2)
+    answer = counts(["a", "b", "c", "d"], [["b", "c", "d", "a"]], 2)
     assert answer == (2, 3), f"'a b c d' against 'b c d a', runs of 2: (2, 3), yours {answer}"
-    answer = attempt(["a"], [["a", "b"]], 2)
+    answer = counts(["a"], [["a", "b"]], 2)
     assert answer == (0, 0), f"one word has no run of 2: (0, 0), yours {answer}"
-    answer = attempt(["a", "b"], [["a"], ["b"]], 1)
+    answer = counts(["a", "b"], [["a"], ["b"]], 1)
     assert answer == (2, 2), (
         f"each run may use the reference that has it most often: (2, 2), yours {answer}"
     )

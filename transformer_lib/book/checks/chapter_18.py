@@ -79,6 +79,8 @@ def check_longest_text(attempt: Callable[[int, int, int, int], int]) -> None:
         assert found == 50, f"4 times the {name}: half the length, 50, yours is {found}"
     found = attempt(4 * 100**2 - 1, 1, 1, 1)
     assert found == 99, f"a byte less than 100 needs: 99 is the longest that fits, yours is {found}"
+    found = attempt(31, 1, 8, 1)
+    assert found == 0, f"31 bytes do not hold one weight for each of 8 heads: 0, yours is {found}"
 
 
 @diagnostic("Exercise 18.4")

@@ -17,11 +17,11 @@ from transformer_lib.transformer import Transformer, count_parameters
 @diagnostic("Exercise 20.1")
 def check_saved(attempt: Callable[[int, int, int, int], int]) -> None:
     """Check what narrow keys save against models that are built and counted."""
-    for key_width, layers in ((8, 5), (16, 3)):
+    for key_width, layers, d, heads in ((8, 5, 128, 4), (16, 3, 128, 4), (4, 2, 72, 6)):
         change: dict[str, Any] = {"num_encoder_layers": layers, "num_decoder_layers": layers}
+        change |= {"d_model": d, "num_heads": heads}
         full = count_parameters(Transformer(replace(BASE, **change)))
         expected = full - count_parameters(make_model(change | {"key_width": key_width}, seed=0))
-        d, heads = BASE.d_model, BASE.num_heads
         answer = attempt(d, heads, key_width, layers)
         lost = d - heads * key_width  # columns that a map loses
         assert answer != -expected, "this is negative: count what is saved, not what is added"
@@ -42,7 +42,7 @@ def check_saved(attempt: Callable[[int, int, int, int], int]) -> None:
         )
         assert answer != expected // layers, "this is one level: there are `layers` of them"
         assert answer == expected, (
-            f"d_k {key_width}, {layers} layers a side: counted {expected:,}, yours {answer:,}"
+            f"d_model {d}, {heads} heads, d_k {key_width}, {layers} layers a side: counted {expected:,}, yours {answer:,}"
         )
 
 
@@ -113,16 +113,23 @@ def check_seeds_needed(attempt: Callable[[float, float, float, int], float]) -> 
         "difference 0.04, spread 0.03, limit 3: with 5 seeds the base alone has an error of "
         f"3 * 0.03 / sqrt(5) = 0.0402, no row can have enough: math.inf, yours {answer}"
     )
-    answer, expected = attempt(0.07, 0.03, 3.0, 5), needed(0.07, 0.03, 3.0, 5)
-    assert answer == expected, (
-        f"difference 0.07, spread 0.03, limit 3, base 5: {expected} seeds, yours {answer}"
-    )
+    for limit in (3.0, 2.0):
+        answer, expected = attempt(0.07, 0.03, limit, 5), needed(0.07, 0.03, limit, 5)
+        assert answer == expected, (
+            f"difference 0.07, spread 0.03, limit {limit:g}, base 5: {expected} seeds, yours {answer}"
+        )
 
 
 @diagnostic("Exercise 20.4")
 def check_narrow_values(attempt: Callable[[int, int, int], MultiHeadAttention]) -> None:
     """Check an attention with narrow values: its parameters, at full width, by hand, with a cache."""
-    d_model, heads, width = 12, 3, 2
+    for sizes in ((12, 3, 2), (8, 2, 5)):
+        _try_narrow_values(attempt, *sizes)
+
+
+def _try_narrow_values(
+    attempt: Callable[[int, int, int], MultiHeadAttention], d_model: int, heads: int, width: int
+) -> None:
     torch.manual_seed(0)
     module = attempt(d_model, heads, width)
     x = torch.randn(2, 5, d_model)  # (batch, length, d_model)

@@ -37,11 +37,7 @@ def check_padding(attempt: Callable[[Logits, Tensor, Tensor, int], float]) -> No
 
         return logits
 
-    before = source.clone(), target.clone()
     healthy = _number(attempt(model(9, 0.0), source, target, 9), "the largest move")
-    assert torch.equal(source, before[0]) and torch.equal(target, before[1]), (
-        "source or target was changed in place: work on a copy"
-    )
     assert abs(healthy) < 1e-4, (
         f"a healthy model is accused: you measure {healthy:.3f}; are only <pad> added to the source?"
     )
@@ -88,12 +84,11 @@ def check_future(attempt: Callable[[Callable[[Tensor], Tensor], Tensor], bool]) 
         "a small leak of 0.001": (model(every, 1e-3), True),
         "a leak in the middle, from 2 to 1,": (model([(2, 1)], 1.0), True),
         "a leak from the last to the first": (model([(4, 0)], 1.0), True),
+        "a leak from the second token to the first": (model([(1, 0)], 1.0), True),
     }
-    before = tokens.clone()
     for name, (logits, sick) in patients.items():
         answer = attempt(logits, tokens)
         assert isinstance(answer, bool | int | Tensor), f"return True or False, not {answer!r}"
-        assert torch.equal(tokens, before), "tokens was changed in place: work on a clone"
         if sick:
             assert bool(answer), f"{name} is not found"
         else:
@@ -102,14 +97,20 @@ def check_future(attempt: Callable[[Callable[[Tensor], Tensor], Tensor], bool]) 
             )
 
 
+def _attention(d_k: int, factor: float) -> Callable[..., Tensor]:
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        widths = query.size(-1), key.size(-1)
+        assert widths == (d_k, d_k), f"d_k is {d_k}, your queries and keys are {widths} wide"
+        return (factor * query @ key.mT).softmax(dim=-1) @ value
+
+    return attend
+
+
 @diagnostic("Exercise 21.3")
 def check_factor(attempt: Callable[[Callable[..., Tensor], int], float]) -> None:
     """Check a measurement of what scores are multiplied by: right, missing, and wrong factors."""
     for d_k, factor in ((16, 0.25), (64, 0.125), (16, 0.5), (4, 1.0), (64, 1.0), (16, 0.1)):
-
-        def attend(query: Tensor, key: Tensor, value: Tensor, factor: float = factor) -> Tensor:
-            return (factor * query @ key.mT).softmax(dim=-1) @ value
-
+        attend = _attention(d_k, factor)
         found = _number(attempt(attend, d_k), "the factor")
         assert math.isfinite(found), (
             f"you measure {found} for a factor of {factor} and d_k = {d_k}: softmax is saturated, "

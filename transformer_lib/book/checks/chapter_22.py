@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +15,18 @@ from transformer_lib.book.checks import diagnostic, expect_tensor
 def check_yardsticks(
     attempt: Callable[[float, int, int, int], tuple[float, float, float]],
 ) -> None:
-    """Check the three measures, each for itself, on a text whose four numbers all differ."""
-    nats, tokens, words, characters = 1200.0, 400, 250, 1500
+    """Check the three measures, each for itself, on texts whose four numbers all differ."""
+    for text in ((1200.0, 400, 250, 1500), (90.0, 60, 50, 200)):
+        _try_yardsticks(attempt, *text)
+
+
+def _try_yardsticks(
+    attempt: Callable[..., Any], nats: float, tokens: int, words: int, characters: int
+) -> None:
     answer = attempt(nats, tokens, words, characters)
-    assert isinstance(answer, tuple) and len(answer) == 3, f"return three numbers, got {answer!r}"
+    assert isinstance(answer, tuple | list) and len(answer) == 3, (
+        f"return three numbers, got {answer!r}"
+    )
     per_token, per_word, bits = map(float, answer)
     assert not math.isclose(per_token, 2 ** (nats / tokens), rel_tol=1e-3), (
         "perplexity per token: the cost is in nats, so the base is e, not 2"
@@ -52,10 +61,11 @@ def check_yardsticks(
 @diagnostic("Exercise 22.2")
 def check_windows(attempt: Callable[[Tensor, int], tuple[Tensor, Tensor]]) -> None:
     """Check the windows of a text whose token i is 100 + i: shapes, the shift, then what is left out."""
-    for count in (21, 20, 23):  # the last window just fits, just does not, leaves a rest
+    # The last window just fits, just does not, leaves a rest; another length
+    for count, length in ((21, 5), (20, 5), (23, 5), (31, 4)):
         tokens = torch.arange(100, 100 + count)
-        fit = (count - 1) // 5
-        pair = attempt(tokens, 5)
+        fit = (count - 1) // length
+        pair = attempt(tokens, length)
         assert isinstance(pair, tuple | list) and len(pair) == 2, (
             f"return read and wanted, got {type(pair).__name__}"
         )
@@ -63,10 +73,10 @@ def check_windows(attempt: Callable[[Tensor, int], tuple[Tensor, Tensor]]) -> No
         for name, windows in (("read", read), ("wanted", wanted)):
             assert isinstance(windows, Tensor) and windows.dim() == 2, f"{name} should be a matrix"
             assert len(windows) >= fit, (
-                f"{count} tokens have {fit} windows of 5, {name} has {len(windows)}: "
+                f"{count} tokens have {fit} windows of {length}, {name} has {len(windows)}: "
                 "only a rest that fills no window is left out"
             )
-            expect_tensor(windows, (fit, 5), f"of {count} tokens, {name}")
+            expect_tensor(windows, (fit, length), f"of {count} tokens, {name}")
         assert not torch.equal(read, wanted), (
             "what is wanted is what is read: shift it by one token"
         )
@@ -75,7 +85,7 @@ def check_windows(attempt: Callable[[Tensor, int], tuple[Tensor, Tensor]]) -> No
             f"each wanted token should be the one behind it: {read[0].tolist()}, {wanted[0].tolist()}"
         )
         assert read[0, 0] == 100, f"begin with the first token, not with number {read[0, 0] - 100}"
-        missing = set(range(101, 101 + 5 * fit)) - set(wanted.flatten().tolist())
+        missing = set(range(101, 101 + length * fit)) - set(wanted.flatten().tolist())
         assert not missing, (
             f"tokens {sorted(x - 100 for x in missing)} are never wanted: "
             "a window's last wanted token is the next one's first that is read"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from transformer_lib.book.checks import diagnostic, expect_tensor, on_copies
+from transformer_lib.book.checks import diagnostic, expect_tensor
 from transformer_lib.vision import VisionTransformer, cut_patches
 
 
@@ -14,7 +14,7 @@ def check_join(attempt: Callable[[Tensor, int], Tensor]) -> None:
     """Check patches put back: shape, the order of patches, then of pixels, and another size."""
     pictures = torch.arange(2.0 * 6 * 6).view(2, 6, 6)
     patches = cut_patches(pictures, 2)  # (2, 9, 4)
-    joined = expect_tensor(on_copies(attempt, patches, 2), (2, 6, 6), "the pictures")
+    joined = expect_tensor(attempt(patches, 2), (2, 6, 6), "the pictures")
     assert not torch.equal(joined, patches.reshape(2, 6, 6)), (
         "this only renames the axes: pixels of one patch belong into two rows of the picture"
     )
@@ -83,7 +83,7 @@ def check_larger_table(attempt: Callable[[Tensor, int], Tensor]) -> None:
     rows, columns = torch.meshgrid(torch.arange(3.0), torch.arange(3.0), indexing="ij")
     table = torch.stack([rows, columns], dim=-1).flatten(0, 1)  # (9, 2)
     table = torch.cat([torch.tensor([[70.0, 90.0]]), table])
-    larger = expect_tensor(on_copies(attempt, table, 6), (1 + 36, 2), "the larger table")
+    larger = expect_tensor(attempt(table, 6), (1 + 36, 2), "the larger table")
     assert torch.equal(larger[0], table[0]), (
         f"row 0 is the class token's and no place of the grid: keep it, got {larger[0].tolist()}"
     )

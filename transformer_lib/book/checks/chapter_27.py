@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from transformer_lib.attention import KeyValueCache, MultiHeadAttention
-from transformer_lib.book.checks import diagnostic, expect_tensor, on_copies
+from transformer_lib.book.checks import diagnostic, expect_tensor
 from transformer_lib.embeddings import rotate
 
 
@@ -36,7 +36,9 @@ def check_experts(attempt: Callable[[int, int, int, int], tuple[int, int]]) -> N
     """Check all weights of a mixture of gated experts, and those that one token uses."""
     for d, d_ff, experts, chosen in ((10, 30, 8, 2), (64, 172, 4, 1)):
         both = attempt(d, d_ff, experts, chosen)
-        assert isinstance(both, tuple) and len(both) == 2, f"return two numbers, not {both!r}"
+        assert isinstance(both, tuple | list) and len(both) == 2, (
+            f"return two numbers, not {both!r}"
+        )
         total, active = both
         one, router = 3 * d * d_ff, d * experts
         assert total != experts * one, "the router is missing: it maps d_model numbers to `experts`"
@@ -65,8 +67,9 @@ def check_complex_rotation(attempt: Callable[[Tensor, Tensor], Tensor]) -> None:
     torch.manual_seed(0)
     x, position = torch.randn(2, 3, 5, 8), torch.arange(5) + 2  # (batch, heads, length, d_k)
     still = torch.zeros(5, dtype=torch.int64)
-    first = expect_tensor(on_copies(attempt, x, still), x.shape, "the turned vectors")
+    first = expect_tensor(attempt(x, still), x.shape, "the turned vectors")
     assert not first.is_complex(), "view the result as real numbers again, (..., d_k)"
+    assert first.dtype == x.dtype, f"x is {x.dtype}, the result should be too, not {first.dtype}"
     torch.testing.assert_close(
         first,
         x,
@@ -89,7 +92,7 @@ def check_complex_rotation(attempt: Callable[[Tensor, Tensor], Tensor]) -> None:
             f"pair {i} of 4 should turn by 10000^(-{i}/4) = {angle:.4f} a position, turns by {found:.4f}"
         )
     torch.testing.assert_close(
-        on_copies(attempt, x, position),
+        attempt(x, position),
         rotate(x, position),
         msg=lambda text: f"each position should turn by its own number: {text}",
     )
@@ -98,20 +101,27 @@ def check_complex_rotation(attempt: Callable[[Tensor, Tensor], Tensor]) -> None:
 @diagnostic("Exercise 27.4")
 def check_capped_attention(attempt: Callable[[int, int, float], MultiHeadAttention]) -> None:
     """Check attention with capped scores: wide cap, narrow cap, masks, with a cache."""
+    for d_model, heads in ((12, 3), (16, 2)):
+        _try_capped_attention(attempt, d_model, heads)
+
+
+def _try_capped_attention(
+    attempt: Callable[[int, int, float], MultiHeadAttention], d_model: int, heads: int
+) -> None:
     torch.manual_seed(0)
-    x = torch.randn(2, 5, 12)  # (batch, length, d_model)
-    plain = MultiHeadAttention(12, 3)
+    x = torch.randn(2, 5, d_model)  # (batch, length, d_model)
+    plain = MultiHeadAttention(d_model, heads)
     for part in (plain.query_projection, plain.key_projection):
         part.weight.data *= 4  # scores that a cap of 2 changes
 
     def same(cap: float) -> MultiHeadAttention:
-        module = attempt(12, 3, cap)
+        module = attempt(d_model, heads, cap)
         module.load_state_dict(plain.state_dict())
         return module.eval()
 
     wide, narrow = same(1e4), same(2.0)
     torch.testing.assert_close(
-        expect_tensor(wide(x, x, x), (2, 5, 12), "the output"),
+        expect_tensor(wide(x, x, x), (2, 5, d_model), "the output"),
         plain(x, x, x),
         rtol=1e-3,
         atol=1e-4,
@@ -138,11 +148,11 @@ def check_capped_attention(attempt: Callable[[int, int, float], MultiHeadAttenti
         plain.split_heads(part(x))
         for part in (plain.query_projection, plain.key_projection, plain.value_projection)
     )
-    scores = query @ key.mT / 2.0  # d_k 4: its root is 2
-    heads = (2.0 * torch.tanh(scores / 2.0)).softmax(dim=-1) @ value
+    scores = query @ key.mT / plain.d_k**0.5
+    found = (2.0 * torch.tanh(scores / 2.0)).softmax(dim=-1) @ value
     torch.testing.assert_close(
         narrow(x, x, x),
-        plain.output_projection(heads.transpose(1, 2).flatten(-2)),
+        plain.output_projection(found.transpose(1, 2).flatten(-2)),
         msg=lambda text: (
             "scores, after the division by sqrt(d_k), should become cap * tanh(score / cap), "
             f"before the softmax: {text}"
