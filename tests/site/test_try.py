@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shutil
+import subprocess
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ from transformer_lib.book.in_the_browser import (
     write_page,
     write_scripts,
 )
-from transformer_lib.decoding import IncrementalDecoder
+from transformer_lib.decoding import IncrementalDecoder, beam_search
 from transformer_lib.inspection import record_attention
 from transformer_lib.pairs import load_pairs
 from transformer_lib.tokenizer import BOS_ID, EOS_ID, encode_texts, train_tokenizer
@@ -297,6 +298,29 @@ def test_logits_and_attention_are_those_of_python(labs: list[Any], rounded: Tran
     for layer, weights in enumerate(encoder):
         own = recorded[f"encoder.layers.{layer}.self_attention"][0]
         assert (torch.tensor(weights, dtype=torch.float64) - own).abs().max() < 1e-9
+
+
+@pytest.mark.browser
+def test_beam_search_finds_the_same_translations_with_the_same_scores(
+    labs: list[Any], rounded: Translator, sentences: list[str]
+) -> None:
+    """Not only the best: in 64 bits, all that it returns, where a limit ends the search, too."""
+    exact = in_eight_bits(rounded).model.double()
+    for text, limit in [*((text, 60) for text in sentences[:8]), (SENTENCE, 6)]:
+        source = [*encode_texts(rounded.tokenizer, [text])[0], EOS_ID]
+        found = labs[0].evaluate(
+            """([ids, limit]) => {
+                const search = tppTranslator.beamSearch(lab.model, lab.model.read(ids), limit);
+                for (let found = search.next(); ; found = search.next())
+                    if (found.done) return found.value.map(({ node, score }) =>
+                        [tppTranslator.written(node), score, node.logProbability]);
+            }""",
+            [source, limit],
+        )
+        [expected] = beam_search(exact, torch.tensor([source]), limit)
+        assert [tokens for tokens, _, _ in found] == [hypothesis.tokens for hypothesis in expected]
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours[1:] == pytest.approx(theirs[1:], abs=1e-4), f"score and log p of {text!r}"
 
 
 # Of each kind: letters with marks in both forms, bytes that are no letter, all sorts of white space, other scripts,
@@ -663,7 +687,9 @@ def test_the_page_with_its_results_is_accessible(
     reader = open_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
     reader.translate(SENTENCE)
     reader.page.click("[data-head='encoder 1 3']")
-    response = Axe().run(reader.page, options={"resultTypes": ["violations"]}).response
+    response = (
+        Axe().run(reader.page, options={"resultTypes": ["violations"], "preload": False}).response
+    )
     faults = [f"{rule['id']}: {rule['nodes'][0]['html'][:300]}" for rule in response["violations"]]
     assert not faults, "\n".join(faults)
     assert reader.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "too wide"
@@ -711,6 +737,13 @@ def test_a_missing_file_is_named_and_the_next_click_tries_again(
     reader.page.context.close()
 
 
+def test_make_try_runs_this_command() -> None:
+    shown = subprocess.run(
+        ["make", "--dry-run", "try", "MODEL=my model"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert '-m transformer_lib.book.in_the_browser "my model" --output build/try' in shown.stdout
+
+
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none"), "--output", str(tmp_path / "page")]) == 1
     assert f"{tmp_path / 'none'} is no translator" in capsys.readouterr().err
@@ -734,7 +767,7 @@ def test_the_strip_translates_and_leads_to_the_page(
     reader.page.wait_for_function(
         "document.querySelector('.tpp-status').textContent.startsWith('Translated')", timeout=0
     )
-    assert reader.page.inner_text(".tpp-try-strip output")
+    assert reader.page.inner_text(".tpp-strip-result")
     assert reader.page.get_attribute(".tpp-try-strip a", "href").endswith("/book/try.html")
     reader.page.fill("input", "")
     reader.page.press("input", "Enter")

@@ -17,6 +17,7 @@
     const visible = (byte > 32 && byte < 127) || (byte > 160 && byte !== 173);
     LETTERS.push(String.fromCharCode(visible ? byte : next++));
   }
+  const UTF8 = new TextDecoder("utf-8", { ignoreBOM: true }); // bytes that are no letter become U+FFFD, as in Python
   const BYTES = new Map(LETTERS.map((letter, byte) => [letter, byte]));
 
   class Tokenizer {
@@ -53,7 +54,7 @@
     decode(ids) {
       const letters = ids.filter((id) => id > EOS).map((id) => this.tokens[id]).join("");
       const bytes = Uint8Array.from(letters, (letter) => BYTES.get(letter));
-      return new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
+      return UTF8.decode(bytes);
     }
   }
 
@@ -201,7 +202,8 @@
       return { keys, values };
     }
 
-    // What every position of x finds: see(n) gives the keys and values that position n may see, keep(n, weights) gets its weights.
+    // What every position of x finds: see(n) gives the keys and values that position n may see, keep(n, weights) gets its
+    // weights.
     attention(x, name, see, keep) {
       const queries = vectors(this.map(x, `${name}.query_projection`), this.config.d_model), found = new Float64Array(x.length);
       queries.forEach((query, n) => {
@@ -222,13 +224,15 @@
         const name = `encoder.layers.${l}`, maps = Array.from({ length: heads }, () => []);
         x = this.residual(x, `${name}.residual_1`, (y) => {
           const all = this.keysAndValues(y, `${name}.self_attention`);
-          return this.attention(y, `${name}.self_attention`, () => all, (n, weights) => maps.forEach((map, h) => map.push(weights[h])));
+          const keep = (_, weights) => maps.forEach((map, h) => map.push(weights[h]));
+          return this.attention(y, `${name}.self_attention`, () => all, keep);
         });
         x = this.residual(x, `${name}.residual_2`, (y) => this.feedForward(y, name));
         attention.push(maps);
       }
       const memory = this.norm(x, "encoder.norm");
-      const cross = Array.from({ length: decoderLayers }, (_, l) => this.keysAndValues(memory, `decoder.layers.${l}.cross_attention`));
+      const cross = Array.from({ length: decoderLayers }, (_, l) =>
+        this.keysAndValues(memory, `decoder.layers.${l}.cross_attention`));
       return { ids, attention, cross };
     }
 
@@ -244,7 +248,8 @@
         x = this.residual(x, `${name}.residual_1`, (y) => {
           const { keys, values } = this.keysAndValues(y, `${name}.self_attention`);
           nodes.forEach((node, n) => node.kept.push({ key: keys[n], value: values[n] }));
-          const see = (n) => ({ keys: before[n].map((node) => node.kept[l].key), values: before[n].map((node) => node.kept[l].value) });
+          const kept = (n, what) => before[n].map((node) => node.kept[l][what]);
+          const see = (n) => ({ keys: kept(n, "key"), values: kept(n, "value") });
           return this.attention(y, `${name}.self_attention`, see, (n, weights) => nodes[n].decoder.push(weights));
         });
         x = this.residual(x, `${name}.residual_2`, (y) =>
@@ -341,18 +346,22 @@
           goOn(node, token, Math.fround(Math.fround(node.logits[token] - all) + node.logProbability)));
       });
       const best = largest(candidates.map((node) => node.logProbability), 2 * size).map((place) => candidates[place]);
-      const ended = best.filter((node) => node.token === EOS).map((node) => ({ node, score: node.logProbability / penalty(length) }));
+      const scored = (node) => ({ node, score: node.logProbability / penalty(length) });
+      const ended = best.filter((node) => node.token === EOS).map(scored);
       finished.push(...ended);
       finished.sort((a, b) => b.score - a.score);
       beam = best.filter((node) => node.token !== EOS).slice(0, size);
       yield { kept: beam, finished: ended };
-      if (finished.length && (length === limit || finished[0].score >= beam[0].logProbability / penalty(limit))) return finished.slice(0, size);
-      if (length === limit) return beam.map((node) => ({ node, score: node.logProbability / penalty(length) }));
+      const reachable = beam[0].logProbability / penalty(limit); // it can only get less likely
+      if (finished.length && (length === limit || finished[0].score >= reachable)) return finished.slice(0, size);
+      if (length === limit) return beam.map(scored);
     }
   }
 
   // The most tokens that a translation may have: 50 more than its source (paper, section 6.1).
   const limitOf = (model, source) => Math.min(source.ids.length + 50, model.config.max_length);
 
-  globalThis.tppTranslator = { BOS, EOS, Tokenizer, Transformer, beamSearch, draw, likeliest, limitOf, nextTokens, path, writeTokens, written };
+  globalThis.tppTranslator = {
+    BOS, EOS, Tokenizer, Transformer, beamSearch, draw, likeliest, limitOf, nextTokens, path, writeTokens, written,
+  };
 })();
