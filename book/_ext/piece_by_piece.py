@@ -7,8 +7,9 @@
 - gives each code cell of a chapter an anchor, so that other pages can link to it;
 - puts the terms of book/terms.yml into the index, by which the search finds them, and links the glossary to them;
 - fills the `<!-- generated: NAME -->` markers of the pages in book/ from the notebooks and the package:
-  `contents` (the chapters and the questions they answer), `chapter-table` (run times and sizes), `api` (the
-  package reference, by autodoc), `claims` (what was measured, where and how), `diagram NAME` (an SVG, inline);
+  `contents` (the chapters and the questions they answer), `chapter-table` (run times and sizes), `exercise-table` (by
+  difficulty), `api` (the package reference, by autodoc), `claims` (what was measured, where and how),
+  `diagram NAME` (an SVG, inline);
 - writes the scripts by which the shipped translator runs in a page, its weights in 8 bits, and gives them to the pages
   that have a `<div class="tpp-try">` or a `<div class="tpp-try-strip">`.
 """
@@ -85,6 +86,26 @@ def chapter_table(to_root: str) -> str:
             f"| {link} | {', '.join(modules) or '–'} | {time} | {exercises} | {size:.0f} kB |"
         )
     return "\n".join(rows)
+
+
+def exercise_table(to_root: str) -> str:
+    """The exercises by difficulty, with their minutes."""
+    parts = []
+    for stars in (1, 2, 3):
+        rows = [
+            f"| {e.label} | [{e.title}]({to_root}notebooks/{chapter.path.name}) | {e.minutes} |"
+            for chapter in book()
+            for e in chapter.exercises
+            if e.stars == stars
+        ]
+        shown = "★" * stars + "☆" * (3 - stars)
+        head = f"<details><summary>{shown} {len(rows)} exercises</summary>"
+        parts += [
+            head,
+            "\n".join(["| | Exercise | Minutes |", "|---|---|---:|", *rows]),
+            "</details>",
+        ]
+    return "\n\n".join(parts)
 
 
 # ------------------------------------------------------------------------------------- the package reference
@@ -281,6 +302,7 @@ def fill_markers(app, docname: str, source: list[str]) -> None:
         passages = {
             "contents": contents,
             "chapter-table": chapter_table,
+            "exercise-table": exercise_table,
             "api": api,
             "claims": claims_page,
         }

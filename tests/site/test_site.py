@@ -286,6 +286,22 @@ def test_each_term_has_one_chapter_and_the_glossary_links_it(site: Path) -> None
         assert int(last) == homes[html.unescape(re.sub("<[^>]+>", "", term)).lower()], term
 
 
+def test_the_page_for_teachers_lists_every_exercise_under_its_stars(site: Path) -> None:
+    text = read_page(site / "book/teaching.html").text
+    groups = re.findall(r"<summary>(★+)☆* (\d+) exercises</summary>(.*?)</details>", text, re.S)
+    assert [len(stars) for stars, _, _ in groups] == [1, 2, 3]
+    for stars, count, table in groups:
+        rows = re.findall(r"<p>(\d+\.\d+)</p></td>.*?<p>(\d+)</p></td>", table, re.S)
+        wanted = [
+            tuple(re.findall(r"Exercise (\S+) .*\((\d+) minutes\)", line)[0])
+            for chapter in chapters()
+            for line in chapter.text.splitlines()
+            if line.startswith("### Exercise") and line.count("★") == len(stars)
+        ]
+        assert rows == wanted
+        assert int(count) == len(wanted)
+
+
 def strong_numbers(element: Any) -> list[str]:
     """Bold texts of at most four words of which one begins with a digit, in the built HTML."""
     texts = [" ".join(strong.text_content().split()) for strong in element.iter("strong", "b")]
@@ -324,7 +340,7 @@ def test_every_measured_claim_is_listed_with_its_cell(site: Path) -> None:
     assert f"<strong>{total} numbers</strong>" in said, f"{total} are shown"
 
 
-@pytest.mark.parametrize("page", ["index.md", "book/how-to-use.md"])
+@pytest.mark.parametrize("page", ["index.md", "book/how-to-use.md", "book/teaching.md"])
 def test_code_on_the_pages_runs(page: str) -> None:
     blocks = re.findall(
         r"^```python\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S

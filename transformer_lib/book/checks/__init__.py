@@ -45,6 +45,8 @@ def diagnostic(label: str, in_place: bool = False) -> Callable[[_Check], _Check]
     own, or one that says that the attempt raised, or returned nothing, followed by the error that
     came of it.
 
+    For a teacher there is `check(attempt, graded=True)`: an open exercise is then an error like any other.
+
     An attempt that changes a tensor, list or dictionary it is given is told so: the caller still
     needs it, and the check compares with it.
 
@@ -58,7 +60,7 @@ def diagnostic(label: str, in_place: bool = False) -> Callable[[_Check], _Check]
 
     def decorate(check: _Check) -> _Check:
         @functools.wraps(check)
-        def run(attempt: Callable[..., Any]) -> None:
+        def run(attempt: Callable[..., Any], graded: bool = False) -> None:
             name = getattr(attempt, "__name__", type(attempt).__name__)
             raised: list[Exception] = []
             answers: list[Any] = []
@@ -86,7 +88,10 @@ def diagnostic(label: str, in_place: bool = False) -> Callable[[_Check], _Check]
                 if isinstance(error, NotImplementedError) and (
                     not error.args or label in str(error)
                 ):
-                    print(f"{label} is still open: fill in {name}, then run this cell again.")
+                    still_open = f"{label} is still open: fill in {name}, then run this cell again."
+                    if graded:
+                        raise AssertionError(still_open) from None
+                    print(still_open)
                     return
                 if error not in raised and answers and (answers[-1] is None or answers[-1] is ...):
                     message = f"{name} returned {answers[-1]}: does every way through it end with `return`?"
