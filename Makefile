@@ -9,7 +9,7 @@ SHIPPED := -p VOCAB_SIZE 6000 -p D_MODEL 256 -p NUM_HEADS 4 -p D_FF 512 -p NUM_E
   -p DROPOUT 0.15 -p STEPS 11500 -p WARMUP_STEPS 1000 -p COOL_DOWN_STEPS 7000 -p MAX_TOKENS 1024 -p BFLOAT16 True
 
 .DEFAULT_GOAL := help
-.PHONY: help book pdf test lab try execute sync stamp train tried speedrun bench data release links clean lint types unit notebooks prove site
+.PHONY: help book pdf test lab labs try execute sync stamp train tried speedrun bench data release links clean lint types unit notebooks prove site
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ try: $(READY)  ## write a page that translates, by your own model (MODEL=folder)
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter trust notebooks/*.ipynb # else JupyterLab takes the diagrams out of the stored outputs
 	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+labs: $(READY)  ## Run All on every chapter in a real JupyterLab (needs Chromium; half an hour)
+	LAB_CHAPTERS=all $(BIN)/python -m pytest tests/site/test_jupyterlab.py
 
 sync: $(READY)  ## write transformer_lib from the chapters
 	$(BIN)/ruff format notebooks/*.ipynb

@@ -2,6 +2,7 @@
 
 - serves MathJax, styles and scripts from this repository, so that a page loads nothing from another host;
 - drops sphinx-thebe, which Jupyter Book always loads and whose script, loaded twice, is an error on every page;
+- keeps a page from moving while it loads: its colors from the start, the size of every image;
 - lets an equation of several lines carry a number;
 - puts a line below a chapter's title, with how long it is to read and to run, with which versions, and the notebook;
 - gives each code cell of a chapter an anchor, so that other pages can link to it;
@@ -356,6 +357,29 @@ def drop_thebe(app) -> None:
     app.registry.css_files[:] = [item for item in app.registry.css_files if "thebe" not in item[0]]
 
 
+# The theme knows light and dark only when all else is loaded; until then nothing would have a color or a border.
+COLORS_AT_ONCE = """if (document.documentElement.dataset.theme === "auto")
+  document.documentElement.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";"""
+
+
+def give_sizes(app, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Say how large each plot is, so that its place is free before it has come."""
+
+    sources = {name: Path(app.srcdir) / source for source, name in app.builder.images.items()}
+
+    def with_size(match: re.Match[str]) -> str:
+        start = sources[match[1]].read_bytes()[:24]
+        width, height = (int.from_bytes(start[at : at + 4], "big") for at in (16, 20))
+        return f'{match[0]} width="{width}" height="{height}"'
+
+    if "body" in context:
+        context["body"] = re.sub(
+            r'<img(?![^>]*(?: width=| style="))[^>]* src="[^"]*_images/([^"]+\.png)"',
+            with_size,
+            context["body"],
+        )
+
+
 def setup(app) -> dict[str, bool | str]:
     app.connect("config-inited", add_static_files)
     app.connect("config-inited", lambda app, config: drop_thebe(app), priority=900)
@@ -368,5 +392,7 @@ def setup(app) -> dict[str, bool | str]:
     app.connect("autodoc-skip-member", fields_stand_in_the_docstring)
     app.connect("autodoc-process-docstring", say_where_built, priority=900)  # after napoleon
     app.add_css_file("custom.css")
+    app.connect("html-page-context", give_sizes)
+    app.add_js_file(None, body=COLORS_AT_ONCE)
     app.add_js_file("custom.js", loading_method="defer")
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -18,3 +18,17 @@ document.addEventListener("DOMContentLoaded", () => {
   window.addEventListener("load", focusable);
   window.addEventListener("resize", focusable);
 });
+
+// Formulas are set a few at a time, from the top: the page can be scrolled and clicked meanwhile.
+if (window.MathJax) {
+  MathJax.startup = {
+    typeset: false,
+    pageReady: async () => {
+      const formulas = [...document.querySelectorAll(".math")];
+      while (formulas.length) {
+        await MathJax.typesetPromise(formulas.splice(0, 10));
+        await new Promise((resume) => setTimeout(resume));
+      }
+    },
+  };
+}

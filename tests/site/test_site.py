@@ -5,6 +5,7 @@ need Chromium and playwright; without them they are skipped, but under CI (envir
 """
 
 import functools
+import gzip
 import html
 import http.server
 import itertools
@@ -90,7 +91,8 @@ class Page(HTMLParser):
             self.loaded.append(values["href"])
         elif values.get(LOADING.get(tag, "")):
             self.loaded.append(values[LOADING[tag]])
-        if tag == "img" and "alt" not in values:
+        # where a plot's cell says nothing of it (metadata `mystnb.image.alt`), its alt text is its path
+        if tag == "img" and ("alt" not in values or values["alt"].endswith(".png")):
             self.alt_missing.append(values.get("src", ""))
 
 
@@ -161,7 +163,9 @@ def test_links_anchors_and_images_resolve(site: Path, page: str) -> None:
         ):
             broken.append(url)
     assert not broken, f"{page} links to what is not there: {broken}"
-    assert not found.alt_missing, f"{page} has images without an alt attribute: {found.alt_missing}"
+    assert not found.alt_missing, (
+        f"{page} has images that no alt text describes: {found.alt_missing}"
+    )
 
 
 @pytest.mark.parametrize("page", [*PAGES, *MADE_BY_SPHINX])
@@ -461,6 +465,22 @@ TOO_WIDE = """() => {
 }"""
 
 
+# Google's bound for a good page is 0.1; what moves while nobody has clicked is added up.
+SHIFT = 0.02
+WATCH_SHIFTS = """window.shift = 0;
+new PerformanceObserver(list => {
+    for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shift += entry.value;
+}).observe({type: "layout-shift", buffered: true});"""
+PAINTED = "performance.getEntriesByName('first-contentful-paint').length > 0"
+FIRST_LOAD = 2_000_000  # bytes
+
+
+def compressed(site: Path, address: str, url: str) -> int:
+    """The bytes that travel for a file of the site, where the server compresses."""
+    content = (site / unquote(urlsplit(url.removeprefix(address)).path)).read_bytes()
+    return min(len(content), len(gzip.compress(content)))
+
+
 # The width between the margins of tools/pdf.py; a browser calls 96 of its pixels an inch.
 PAPER = round((210 - 2 * 18) / 25.4 * 96)
 CUT_ON_PAPER = """() => [...document.querySelectorAll(
@@ -472,9 +492,11 @@ CUT_ON_PAPER = """() => [...document.querySelectorAll(
 
 @pytest.mark.browser
 @pytest.mark.parametrize("name", [*PAGES, "search"])
-def test_page_in_a_browser(chromium: Any, address: str, name: str) -> None:
-    """No outside request, no error, math rendered, no sideways scrolling on a phone, accessible in light and dark."""
+def test_page_in_a_browser(chromium: Any, site: Path, address: str, name: str) -> None:
+    """No outside request, no error, little to load, nothing moves, math rendered, nothing too wide, accessible."""
     faults: list[str] = []
+    loaded: set[str] = set()
+    held: list[Any] = []
     context = chromium.new_context(
         viewport={"width": 1280, "height": 900},
         color_scheme="light",
@@ -487,15 +509,35 @@ def test_page_in_a_browser(chromium: Any, address: str, name: str) -> None:
             r.url.startswith((address, "data:", "blob:")) or faults.append(f"request to {r.url}")
         ),
     )
+    page.on("response", lambda r: loaded.add(r.url))
     page.on("response", lambda r: r.status < 400 or faults.append(f"status {r.status}: {r.url}"))
     page.on(
         "console",
         lambda message: message.type != "error" or faults.append(f"console: {message.text}"),
     )
     page.on("pageerror", lambda error: faults.append(f"script error: {error}"))
+    page.add_init_script(WATCH_SHIFTS)
+    # On any machine, however fast: the formulas come when the rest of the page is already seen.
+    page.route("**/tex-mml-chtml.js*", lambda route: held.append(route))
     try:
-        page.goto(f"{address}{name}.html", wait_until="load")
+        page.goto(f"{address}{name}.html", wait_until="commit")
+        page.wait_for_function(PAINTED)
+        while not held:  # each page asks for it, some only when they have been painted
+            page.wait_for_timeout(50)
+        for request in held:
+            request.continue_()
+        page.wait_for_load_state("load")
         page.evaluate("window.MathJax?.startup?.promise")
+        shift = page.evaluate(
+            "new Promise(done => requestAnimationFrame(() => setTimeout(() => done(window.shift))))"
+        )
+        assert shift < SHIFT, f"{name}: what was painted moves, by {shift:.3f} in all"
+        bytes_loaded = sum(
+            compressed(site, address, url) for url in loaded if url.startswith(address)
+        )
+        assert 300_000 < bytes_loaded < FIRST_LOAD, (
+            f"{name}: {bytes_loaded:,} bytes for the first load"
+        )
         if page.locator(".math").count():
             assert page.locator("mjx-container").count(), (
                 f"{name}: there is math, and MathJax did not render it"
