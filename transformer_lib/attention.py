@@ -126,6 +126,7 @@ class HeadMaps(nn.Module):
         self.key_projection = nn.Linear(d_model, width, bias=bias)  # W_K
         self.value_projection = nn.Linear(d_model, width, bias=bias)  # W_V
         self.output_projection = nn.Linear(width, d_model, bias=bias)  # W_O
+        self.joined: Callable[[Tensor], tuple[Tensor, ...]] | None = None  # the first three, as one
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(batch, length, heads * d_k) -> (batch, heads, length, d_k)."""
@@ -192,11 +193,14 @@ class MultiHeadAttention(HeadMaps):
         """
         check_attention(query, key, value, attn_mask)
 
-        def project() -> tuple[Tensor, Tensor]:  # (batch, heads, keys, d_k) twice
-            key_heads = self.split_heads(self.key_projection(key))
-            return key_heads, self.split_heads(self.value_projection(value))
+        as_one = self.joined if query is key is value else None
+        asked, *known = as_one(query) if as_one else [self.query_projection(query)]
 
-        q = self.split_heads(self.query_projection(query))  # (batch, heads, queries, d_k)
+        def project() -> tuple[Tensor, Tensor]:  # (batch, heads, keys, d_k) twice
+            k, v = known or (self.key_projection(key), self.value_projection(value))
+            return self.split_heads(k), self.split_heads(v)
+
+        q = self.split_heads(asked)  # (batch, heads, queries, d_k)
         k, v = project() if cache is None else cache.update(self, project)
         heads = self.attend(q, k, v, attn_mask, is_causal)  # (batch, heads, queries, d_k)
         output: Tensor = self.output_projection(heads.transpose(1, 2).flatten(-2))

@@ -216,10 +216,7 @@ class ActivatedFeedForward(FeedForward):
 
 def gpt2_partners(ours: LanguageModel, theirs: Any) -> list[tuple[Tensor, Tensor]]:
     """List our tensors, each with the one of Hugging Face's GPT2Model that means the same."""
-    pairs = [
-        (ours.embedding.weight, theirs.wte.weight),
-        (ours.position.table, theirs.wpe.weight),
-    ]
+    pairs = [(ours.embedding.weight, theirs.wte.weight), (ours.position.table, theirs.wpe.weight)]
     layers: list[Any] = list(ours.stack.layers)
     norms: list[tuple[Any, Any]] = [(ours.stack.norm, theirs.ln_f)]
     for layer, block in zip(layers, theirs.h, strict=True):
@@ -252,8 +249,7 @@ def from_gpt2(module: Any) -> LanguageModel:
     (In training GPT-2 also drops attention weights.) The numbers are copied; the model is in
     training mode. It has no padding; its last id, the end of a text, takes the place of <bos> and <eos>.
 
-    Raises:
-        ValueError: if the module is set to something that ours has not.
+    ValueError if the module is set to something that ours has not.
     """
     c = module.config
     expected = {
@@ -351,8 +347,7 @@ def from_marian(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Tra
     It is in eval mode. Padding is never written: its logit is -10,000. For decoding give bos_id
     config["pad_token_id"] and eos_id config["eos_token_id"]; a source ends in the latter.
 
-    Raises:
-        ValueError: if the config says what ours has not, or a weight is of another shape.
+    ValueError if the config says what ours has not, or a weight is of another shape.
         KeyError: if a weight is missing.
     """
     check_same("Marian", MARIAN_SETTINGS, {n: config.get(n, x) for n, x in MARIAN_SETTINGS.items()})

@@ -6,16 +6,18 @@ Written from chapters 16, 25 of the book: edit the chapter, then `make sync`.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transformer_lib.attention import KeyValueCache
+from transformer_lib.attention import HeadMaps, KeyValueCache
 from transformer_lib.door import check_numbers, check_tokens
 from transformer_lib.embeddings import TokenEmbedding
 from transformer_lib.tokenizer import BOS_ID, EOS_ID
-from transformer_lib.transformer import evaluating
+from transformer_lib.transformer import _DRAWN_AS_ONE, evaluating
 
 __all__ = [
     "Hypothesis",
@@ -39,17 +41,14 @@ def greedy_decode(
     Args:
         model: put into eval mode for the call, and back into the mode it was in.
         source: ids, shape (batch, source), padded on the right.
-        max_new_tokens: how many tokens a row may get at most, <eos> counted; one number, or one
-            for each row.
-        bos_id: the id that begins a target.
-        eos_id: the id that ends one.
+        max_new_tokens: most tokens of a row, <eos> counted; one number, or one for each row.
+        bos_id, eos_id: the ids that begin and end a target.
 
     Returns:
         One list of ids for each row, without <bos>, and without <eos> and what came after it.
 
-    Raises:
-        ValueError: if max_new_tokens is below 1 or beyond the model's positions, the source is
-            empty or not of ids, or the model says NaN.
+    ValueError if max_new_tokens is below 1 or beyond the model's positions, the source is empty or
+    not of ids, or the model says NaN.
     """
     return _write(model, source, max_new_tokens, lambda x: x.argmax(dim=-1), bos_id, eos_id)
 
@@ -216,10 +215,8 @@ def _search(
     results: list[list[Hypothesis]] = [[] for _ in limits]
     active = list(range(len(limits)))  # the sentences that are still being written
     # One row a sentence: of beginnings that are all alike, one is enough.
-    written, total = (
-        begin,
-        torch.zeros(begin.shape, device=begin.device),
-    )  # (rows, length), (active, beam)
+    written = begin  # (rows, length)
+    total = torch.zeros(begin.shape, device=begin.device)  # (active, beam)
     for length in range(1, max(limits) + 1):
         logits = _sound(decoder.step(written[:, -1]))  # (rows, vocab_size)
         total, row, token = _continue(logits, total, beam_size)  # (active, continuations) each
@@ -273,9 +270,7 @@ def beam_search(
         For each row its hypotheses, best first: the finished ones, at most beam_size, or the
         unfinished ones if none was finished within max_new_tokens.
 
-    Raises:
-        ValueError: for a beam_size or length_penalty out of range, and for what greedy_decode
-            refuses.
+    ValueError for a beam_size or length_penalty out of range, and for what greedy_decode refuses.
     """
     check_numbers(int, 1, 10_000, beam_size=beam_size)
     check_numbers(float, 0, 10, length_penalty=length_penalty)
@@ -303,12 +298,10 @@ def sample(
         model, source, max_new_tokens, bos_id, eos_id: as in greedy_decode.
         temperature: logits are divided by it, 1e-6 to 1e6; below 1 the likely becomes likelier.
         top_k: draw from the top_k likeliest tokens only (Fan et al., 2018).
-        top_p: draw from the fewest tokens only that together have this probability
-            (Holtzman et al., 2020).
+        top_p: draw from the fewest tokens that have this probability (Holtzman et al., 2020).
         generator: where the random numbers come from; torch's own if None.
 
-    Raises:
-        ValueError: for a temperature, top_k or top_p out of range, and for what greedy_decode refuses.
+    ValueError for a temperature, top_k or top_p out of range, and for what greedy_decode refuses.
     """
     check_numbers(float, 1e-6, 1e6, temperature=temperature)
     check_numbers(int, 1, 2**31, top_k=1 if top_k is None else top_k)
@@ -328,21 +321,39 @@ def sample(
     return _write(model, source, max_new_tokens, choose, bos_id, eos_id)
 
 
+def _as_one(maps: list[Any]) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """Several linear maps of the same vectors in one product; made when it is needed."""
+
+    @cache
+    def wide() -> tuple[Tensor, Tensor]:
+        weight = torch.cat([m.weight.t() for m in maps], dim=1).t()  # (out of all, in), by columns
+        return weight, torch.cat([m.bias for m in maps])
+
+    return lambda x: F.linear(x, *wide()).split([m.out_features for m in maps], dim=-1)
+
+
 @contextmanager
 def by_columns(model: nn.Module) -> Iterator[None]:
-    """Keep wide matrices in memory column after column for a while: the same numbers.
+    """Wide matrices column after column in memory, to write with, not to train: the same numbers.
 
-    The product of such a matrix with one vector is faster on many processors.
+    Of self-attention the first three maps are one such matrix; an encoder stays as it is.
     """
-    stored = {}
-    for part in model.modules():
+    before: list[tuple[Any, str, Any]] = []
+    left_out = {*getattr(model, "encoder", nn.Identity()).modules()}
+    for part in (part for part in model.modules() if part not in left_out):
         weight: Any = getattr(part, "weight", None)
         is_map = isinstance(part, nn.Linear | TokenEmbedding) and isinstance(weight, nn.Parameter)
-        if is_map and weight.size(0) > weight.size(1) and weight not in stored:
-            stored[weight] = weight.data
+        if is_map and weight.size(0) > weight.size(1) and weight.is_contiguous():
+            before.append((weight, "data", weight.data))
             weight.data = weight.data.t().contiguous().t()  # (out, in) as before
+        if isinstance(part, HeadMaps):
+            before.append((part, "joined", part.joined))
+            maps: list[Any] = [getattr(part, name, None) for name in _DRAWN_AS_ONE]
+            plain = all(type(m) is nn.Linear and m.bias is not None for m in maps)
+            plain = plain and not any(m._forward_hooks or m._forward_pre_hooks for m in maps)
+            part.joined = _as_one(maps) if plain else None
     try:
         yield
     finally:
-        for weight, data in stored.items():
-            weight.data = data
+        for thing, name, value in before:
+            setattr(thing, name, value)

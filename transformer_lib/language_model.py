@@ -44,8 +44,7 @@ __all__ = [
 def load_austen(split: str) -> list[str]:
     """Jane Austen's novels, a paragraph a line: "train", five of them, or "test", Persuasion.
 
-    Raises:
-        ValueError: for any other split.
+    ValueError for any other split.
     """
     if split not in ("train", "test"):
         raise ValueError(f"there is no split {split!r}; there are train, test")
@@ -63,8 +62,7 @@ class LanguageModelConfig:
         max_length: longest text that it reads at once, in tokens.
         pad_id: the id that fills up short rows; -1 if the vocabulary has none.
 
-    Raises:
-        ValueError: if a value is out of range. (The layers refuse what does not fit together.)
+    ValueError if a value is out of range. (The layers refuse what does not fit together.)
     """
 
     vocab_size: int
@@ -181,8 +179,7 @@ def text_windows(tokens: Tensor, length: int, batch_size: int, seed: int) -> Ite
     An epoch is all windows of the text, side by side, shuffled; each begins to cut elsewhere. A
     window's last token is the next one's first: it is wanted here, and read there.
 
-    Raises:
-        ValueError: if the text, ids (tokens,), is too short for one window wherever it is cut.
+    ValueError if the text, ids (tokens,), is too short for one window wherever it is cut.
     """
     check_numbers(int, 1, len(tokens) // 2, length=length)
     check_numbers(int, 1, batch_size=batch_size)

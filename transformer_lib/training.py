@@ -60,11 +60,8 @@ def cross_entropy_sum(
 ) -> Tensor:
     """Cross-entropy of model.project(hidden) in nats, summed over the tokens, 512 at a time.
 
-    (tokens, d_model) and the right ids (tokens,) -> (). label_smoothing is the share of the
-    probability that is spread evenly over the vocabulary.
-
-    Raises:
-        ValueError: if label_smoothing is no share.
+    (tokens, d_model) and the right ids (tokens,) -> (). label_smoothing is the share (ValueError
+    if it is none) of the probability that is spread evenly over the vocabulary.
     """
     check_numbers(float, 0, 1, label_smoothing=label_smoothing)
     trained = [p for p in model.parameters() if p.requires_grad and torch.is_grad_enabled()]
