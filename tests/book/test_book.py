@@ -131,7 +131,9 @@ def test_setup_and_parameters_come_first(chapter: Chapter) -> None:
 @each_chapter
 def test_every_import_is_used(chapter: Chapter) -> None:
     """But for those of the setup cell, which is the same everywhere."""
-    nodes = [node for cell in chapter.code[1:] for node in ast.walk(parse_cell(cell.source, "cell"))]
+    nodes = [
+        node for cell in chapter.code[1:] for node in ast.walk(parse_cell(cell.source, "cell"))
+    ]
     imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {alias.asname or alias.name.split(".")[0] for node in imports for alias in node.names}
     unused = names - {node.id for node in nodes if isinstance(node, ast.Name)}
