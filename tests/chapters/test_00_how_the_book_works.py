@@ -1,5 +1,6 @@
 """Chapter 0: the one refusal that it shows, the manners of every exercise's check, and its own checks."""
 
+import copy
 import math
 import re
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from transformer_lib.book.checks import diagnostic, expect_tensor
+from transformer_lib.book.checks import Refuse, diagnostic, expect_tensor
 from transformer_lib.book.checks.chapter_00 import check_looked_at, check_sentences_needed
 from transformer_lib.door import check_numbers
 
@@ -119,6 +120,66 @@ def test_an_answer_of_another_kind_is_named() -> None:
 
     with pytest.raises(AssertionError, match="cannot use what <lambda> returned: Attribute"):
         check_sum(lambda: "one")
+
+
+def test_numbers_of_another_type_are_named() -> None:
+    @diagnostic("Exercise 99.5")
+    def check_close(attempt: Callable[..., Any]) -> None:
+        assert torch.allclose(attempt(torch.ones(2)), torch.ones(2)), "the same is asked for"
+
+    with pytest.raises(AssertionError, match="numbers of another type than it was given: Double"):
+        check_close(lambda x: x.double())
+
+
+def append(row: list[Any]) -> None:
+    row.append(5)
+
+
+@pytest.mark.parametrize(
+    ("given", "change"),
+    [
+        (torch.ones(2), lambda x: x.add_(1)),
+        (torch.ones(2), lambda x: x.data.mul_(2)),
+        (torch.ones(2), lambda x: x.numpy().fill(7.0)),
+        (torch.tensor([1.0, math.nan]), lambda x: x.fill_(1.0)),
+        (torch.ones(1, 2), lambda x: x.squeeze_()),
+        ([1, 2], append),
+        ([[1], [2]], lambda rows: append(rows[0])),
+        ([torch.ones(2)], lambda rows: rows[0].zero_()),
+        ({"a": torch.ones(2)}, lambda state: state["a"].zero_()),
+        ({"a": 1}, lambda state: state.update(b=2)),
+    ],
+)
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_change_of_what_is_given_is_told(given: Any, change: Any, allowed: bool) -> None:
+    @diagnostic("Exercise 99.6", in_place=allowed)
+    def check_nothing(attempt: Callable[..., Any]) -> None:
+        attempt(0, copy.deepcopy(given))
+
+    def my_answer(number: int, given: Any) -> int:
+        change(given)
+        return 1
+
+    check_nothing(lambda number, given: 1)
+    if allowed:
+        check_nothing(my_answer)
+    else:
+        with pytest.raises(
+            AssertionError, match="my_answer changes its argument number 2 in place"
+        ):
+            check_nothing(my_answer)
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_what_an_exercise_forbids_is_refused_by_any_name(name: str) -> None:
+    with Refuse("softmax", instead="write it out"):
+        ways = (getattr(torch, name), getattr(torch.nn.functional, name), getattr(Tensor, name))
+        for way in ways:
+            if name == "softmax":
+                with pytest.raises(AssertionError, match="write it out, without torch's softmax"):
+                    way(torch.ones(2), dim=0)
+            else:
+                way(torch.ones(2), dim=0)
 
 
 def test_a_class_can_be_an_attempt(capsys: pytest.CaptureFixture[str]) -> None:
