@@ -138,8 +138,9 @@ class Chapter:
     @property
     def versions(self) -> dict[str, str]:
         """What its outputs were made with: of Python, and of the packages."""
-        python = self.notebook.metadata["language_info"]["version"]
-        return {"python": python, **self.notebook.metadata.get("versions", {})}
+        python = self.notebook.metadata.get("language_info", {}).get("version")
+        found = {"python": python, **self.notebook.metadata.get("versions", {})}
+        return {name: version for name, version in found.items() if version}
 
     # What is in it
 

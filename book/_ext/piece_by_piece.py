@@ -152,14 +152,15 @@ def cell_label(chapter: Chapter, index: int) -> str:
 
 def facts_line(chapter: Chapter) -> str:
     """What one wants to know before one begins."""
+    names = {"python": "Python", "torch": "PyTorch", "numpy": "NumPy"}
     versions = chapter.versions
-    python, torch, numpy = versions["python"], versions["torch"], versions["numpy"]
+    run = ", ".join(f"{name} {versions[key]}" for key, name in names.items() if key in versions)
     seconds = "" if chapter.cpu_seconds is None else f" in {max(1, round(chapter.cpu_seconds))} s"
     exercises = sum(exercise.minutes for exercise in chapter.exercises)
     facts = [
         f"{chapter.sitting().minutes:.0f} minutes to read",
         f"{exercises} minutes of exercises",
-        f"ran{seconds} with Python {python}, PyTorch {torch}, NumPy {numpy}",
+        f"ran{seconds} with {run}" if run else "never run",
         f'<a href="../_sources/notebooks/{chapter.path.name}" download>download the notebook</a>',
     ]
     return '<p class="tpp-facts">' + " · ".join(f"<span>{fact}</span>" for fact in facts) + "</p>"
