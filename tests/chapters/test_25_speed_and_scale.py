@@ -305,6 +305,55 @@ def test_by_columns_changes_the_order_in_memory_and_back(shared: bool) -> None:
     assert after == before
 
 
+def test_writing_joins_the_maps_of_self_attention_and_only_where_they_are_plain() -> None:
+    model = writer()
+    attention = model.decoder.layers[0].self_attention
+    x = torch.randn(2, 3, 16)
+    expected = attention(x, x, x, is_causal=True)
+    with torch.inference_mode(), by_columns(model):
+        assert attention.joined is not None
+        assert model.encoder.layers[0].self_attention.joined is None, "it reads all at once"
+        calls = []
+        attention.query_projection.forward = lambda x: calls.append(x)
+        torch.testing.assert_close(attention(x, x, x, is_causal=True), expected)
+        assert not calls, "one product in place of three"
+        del attention.query_projection.forward
+        other = torch.randn(2, 5, 16)
+        k, v = attention.key_projection(other), attention.value_projection(other)
+        k, v = attention.split_heads(k), attention.split_heads(v)
+        q = attention.split_heads(attention.query_projection(x))
+        heads = attention.attend(q, k, v, None, False).transpose(1, 2).flatten(-2)
+        found = attention(x, other, other)
+        torch.testing.assert_close(found, attention.output_projection(heads))
+    assert attention.joined is None
+
+
+class Doubling(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("kind", ["subclass", "hook", "no bias"])
+def test_a_map_that_does_more_is_not_joined(kind: str) -> None:
+    model = writer()
+    for layer in model.decoder.layers:
+        attention: Any = layer.self_attention
+        if kind == "subclass":
+            attention.key_projection = Doubling(16, 16)
+        elif kind == "hook":
+            attention.value_projection.register_forward_hook(lambda _, __, out: 3 * out)
+        else:
+            attention.query_projection.bias = None
+    with torch.inference_mode():
+        text: list[int] = []
+        for _ in range(6):  # the whole decoder anew for each token
+            logits = model(SOURCE[:1], torch.tensor([[1, *text]]))[0, -1]
+            text.append(int(logits.argmax()))
+    assert greedy_decode(model, SOURCE[:1], 6, eos_id=-1) == [text]
+    with by_columns(model):
+        assert all(layer.self_attention.joined is None for layer in model.decoder.layers)
+
+
 def test_decoding_leaves_the_weights_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     model = writer(23)
     before = [(x.data_ptr(), x.stride()) for x in model.parameters()]
