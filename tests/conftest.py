@@ -1,6 +1,9 @@
-"""What the tests share: one tiny model, one batch, one way to copy weights, one seed."""
+"""What the tests share: one tiny model, one batch, one way to copy weights, one seed, one browser."""
 
-from collections.abc import Callable
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -46,3 +49,48 @@ def copy_attention() -> Callable[[MultiHeadAttention, nn.MultiheadAttention], No
         copy_weights(attention_partners(ours, theirs))
 
     return copy
+
+
+def missing_browser() -> str:
+    """Why no page can be opened, or nothing."""
+    if not (os.environ.get("CHROMIUM") or shutil.which("chromium")):
+        return "chromium is not installed (set CHROMIUM to its path)"
+    for module in ("playwright", "axe_playwright_python"):
+        if importlib.util.find_spec(module) is None:
+            return f"{module} is not installed"
+    return ""
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A real browser. A process may start playwright once at a time, and its loop must not outlive the file's tests."""
+    reason = missing_browser()
+    if reason and os.environ.get("CI"):
+        pytest.fail(f"CI must open the pages: {reason}")
+    if reason:
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=os.environ.get("CHROMIUM") or shutil.which("chromium"),
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def axe() -> Callable[..., list[str]]:
+    """Rules of axe-core that a page breaks, each with the first element that does: axe(page), axe(page, rules)."""
+
+    def find(page: Any, rules: list[str] | None = None) -> list[str]:
+        from axe_playwright_python.sync_playwright import Axe
+
+        options: dict[str, Any] = {"resultTypes": ["violations"], "preload": False}
+        if rules:
+            options["runOnly"] = rules
+        found = Axe().run(page, options=options).response["violations"]
+        return [f"{rule['id']}: {rule['nodes'][0]['html'][:200]}" for rule in found]
+
+    return find

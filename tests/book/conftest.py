@@ -1,34 +1,15 @@
-"""A real browser for the views, which opens them from a file."""
+"""What the tests of the views share: a page with some of them, and what must hold of each."""
 
-import importlib.util
-import os
-import shutil
+import configparser
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tools.chapters import ROOT
 from transformer_lib.book.views import View
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    there = [importlib.util.find_spec(name) for name in ("playwright", "axe_playwright_python")]
-    if not path or None in there:
-        if os.environ.get("CI"):
-            pytest.fail("CI must open the views: Chromium, playwright and axe are needed")
-        pytest.skip("Chromium, playwright and axe are needed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=path,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -70,14 +51,33 @@ def theme(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def axe() -> Callable[[Any], list[str]]:
-    """What axe-core finds wrong with a page."""
+def clean() -> Callable[[str], str]:
+    """What nbval compares of an output, by tests/nbval.cfg."""
+    config = configparser.RawConfigParser()
+    config.read(ROOT / "tests" / "nbval.cfg")
 
-    def find(page: Any) -> list[str]:
-        from axe_playwright_python.sync_playwright import Axe
+    def by_nbval(html: str) -> str:
+        for section in config.sections():
+            html = re.sub(config[section]["regex"], config[section]["replace"], html)
+        return html
 
-        options = {"resultTypes": ["violations"], "preload": False}
-        found = Axe().run(page, options=options).response["violations"]
-        return [f"{rule['id']}: {rule['nodes'][0]['html'][:200]}" for rule in found]
+    return by_nbval
 
-    return find
+
+@pytest.fixture
+def loads() -> Callable[[str], list[str]]:
+    """What a piece of code would load from elsewhere."""
+    return re.compile(r"https?://(?!www\.w3\.org/2000/svg)|@import|url\(|fetch\(|import\(").findall
+
+
+@pytest.fixture
+def without_script() -> Callable[[Any, View], None]:
+    """Show a view on a page as it is where scripts do not run."""
+
+    def show(page: Any, view: View) -> None:
+        page.evaluate(
+            "html => { document.querySelector('figure').outerHTML = html.replace(/<script.*?<\\/script>/gs, ''); }",
+            view._repr_html_(),
+        )
+
+    return show

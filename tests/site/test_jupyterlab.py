@@ -26,9 +26,8 @@ RUN_ALL = chapters([] if ASKED == "all" else ASKED.split())
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def lab(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a JupyterLab that shows a chapter twice: trusted, and as somebody else's file would be."""
-    pytest.importorskip("playwright")
     folder = tmp_path_factory.mktemp("lab")
     (folder / "notebooks").mkdir()
     shutil.copy(ROOT / "notebooks" / CHAPTER, folder / "notebooks" / "trusted.ipynb")
@@ -72,20 +71,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def page(lab: str) -> Iterator[Any]:
+def page(chromium: Any) -> Any:
     """A page of Chromium."""
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("no chromium here")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        yield browser.new_page()
-        browser.close()
+    return chromium.new_page()
 
 
 @pytest.mark.parametrize(("name", "there"), [("trusted", True), ("stranger", False)])

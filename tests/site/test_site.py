@@ -12,7 +12,7 @@ import itertools
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -442,17 +442,6 @@ SET_THEME = """theme => {
 }"""
 
 
-def accessibility_faults(page: Any, rules: list[str] | None = None) -> list[str]:
-    """Rules of axe-core that the page breaks, each with the first element that breaks it."""
-    from axe_playwright_python.sync_playwright import Axe
-
-    options: dict[str, Any] = {"resultTypes": ["violations"], "preload": False}
-    if rules:
-        options["runOnly"] = rules
-    response = Axe().run(page, options=options).response
-    return [f"{rule['id']}: {rule['nodes'][0]['html'][:200]}" for rule in response["violations"]]
-
-
 TOO_WIDE = """() => {
     const html = document.documentElement;
     if (html.scrollWidth <= html.clientWidth) return [];
@@ -492,7 +481,9 @@ CUT_ON_PAPER = """() => [...document.querySelectorAll(
 
 @pytest.mark.browser
 @pytest.mark.parametrize("name", [*PAGES, "search"])
-def test_page_in_a_browser(chromium: Any, site: Path, address: str, name: str) -> None:
+def test_page_in_a_browser(
+    chromium: Any, axe: Callable[..., list[str]], site: Path, address: str, name: str
+) -> None:
     """No outside request, no error, little to load, nothing moves, math rendered, nothing too wide, accessible."""
     faults: list[str] = []
     loaded: set[str] = set()
@@ -558,9 +549,9 @@ def test_page_in_a_browser(chromium: Any, site: Path, address: str, name: str) -
         page.evaluate(THIN_OUT)
         theme = page.evaluate("document.documentElement.dataset.theme")
         assert theme == "light", f"a light system should get a light page, got {theme}"
-        faults += [f"light, {fault}" for fault in accessibility_faults(page)]
+        faults += [f"light, {fault}" for fault in axe(page)]
         page.evaluate(SET_THEME, "dark")
-        faults += [f"dark, {fault}" for fault in accessibility_faults(page, ["color-contrast"])]
+        faults += [f"dark, {fault}" for fault in axe(page, ["color-contrast"])]
     finally:
         context.close()
     assert not faults, f"{name}:\n" + "\n".join(faults)

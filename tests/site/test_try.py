@@ -688,17 +688,12 @@ def test_play_writes_it_again(open_page: Callable[..., Reader]) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_with_its_results_is_accessible(
-    open_page: Callable[..., Reader], scheme: str, width: int
+    open_page: Callable[..., Reader], axe: Callable[..., list[str]], scheme: str, width: int
 ) -> None:
-    from axe_playwright_python.sync_playwright import Axe
-
     reader = open_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
     reader.translate(SENTENCE)
     reader.page.click("[data-head='encoder 1 3']")
-    response = (
-        Axe().run(reader.page, options={"resultTypes": ["violations"], "preload": False}).response
-    )
-    faults = [f"{rule['id']}: {rule['nodes'][0]['html'][:300]}" for rule in response["violations"]]
+    faults = axe(reader.page)
     assert not faults, "\n".join(faults)
     assert reader.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "too wide"
 
