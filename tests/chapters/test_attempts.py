@@ -42,16 +42,7 @@ def case(check: Any, number: int, *values: Any) -> Any:
     return pytest.param(check, *values, id=f"{chapter}-{check.__name__}-{number}")
 
 
-@pytest.mark.parametrize(
-    "check",
-    [
-        case(
-            check,
-            0,
-        )
-        for check in CHECKS
-    ],
-)
+@pytest.mark.parametrize("check", [case(check, 0) for check in CHECKS])
 def test_every_exercise_has_two_right_attempts_and_five_wrong_ones(check: Any) -> None:
     right, wrong = RIGHT.get(check, []), WRONG.get(check, [])
     assert len(right) >= 2, f"{check.__name__} has {len(right)} right attempts"

@@ -110,11 +110,16 @@ def shaded_table(
     for name, of_row in zip(rows, weights, strict=True):
         cells = "".join(_shaded_cell(weight) for weight in of_row)
         lines += f'<tr><th scope="row" style="padding:2px; text-align:right">{escape(name)}</th>{cells}</tr>\n'
+    return _table(title, "11px; text-align: center", f"<td></td>{heads}", lines)
+
+
+def _table(title: str, style: str, heads: str, lines: str) -> str:
+    """A table below its title, in a region that scrolls by itself; the style begins with the size of its letters."""
     return (
         f'<div tabindex="0" role="region" aria-label="{escape(title)}" style="overflow-x: auto">\n'
         f"{escape(title)}\n"
-        '<table style="border-collapse: collapse; font-size: 11px; text-align: center">\n'
-        f"<thead><tr><td></td>{heads}</tr></thead>\n<tbody>\n{lines}</tbody></table></div>"
+        f'<table style="border-collapse: collapse; font-size: {style}">\n'
+        f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{lines}</tbody></table></div>"
     )
 
 
@@ -125,12 +130,7 @@ def plain_table(title: str, columns: Tokens, rows: Sequence[Tokens]) -> str:
     for name, *cells in rows:
         lines += f'<tr><th scope="row" style="{_CELL}">{escape(name)}</th>'
         lines += "".join(f'<td style="{_CELL}">{escape(cell)}</td>' for cell in cells) + "</tr>\n"
-    return (
-        f'<div tabindex="0" role="region" aria-label="{escape(title)}" style="overflow-x: auto">\n'
-        f"{escape(title)}\n"
-        '<table style="border-collapse: collapse; font-size: 12px; margin: 0 0 1em">\n'
-        f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{lines}</tbody></table></div>"
-    )
+    return _table(title, "12px; margin: 0 0 1em", heads, lines)
 
 
 _CELL = "padding:2px 8px; text-align:left; vertical-align:top; font-weight:400"
