@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -558,21 +557,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grads: list[Any] = [torch.zeros_like(hidden), *(None for _ in parameters)]
         for start in range(0, len(targets), 512):
             piece = hidden[start : start + 512].detach().requires_grad_()  # (512, d_model)
-            wanted = targets[start : start + 512]  # (512,)
+            wanted = targets[start : start + 512, None]  # (512, 1)
             with torch.enable_grad():
                 # A view, since torch's FlopCounterMode follows no leaf into a module
                 logits = project(piece.view_as(piece)).to(exact)  # (512, vocab_size)
-                try:
-                    loss = F.cross_entropy(
-                        logits, wanted, reduction="sum", label_smoothing=label_smoothing
-                    )
-                except IndexError:
-                    most, size = int(wanted.max()), logits.size(-1)
-                    raise ValueError(f"target id {most}, but logits of {size} tokens") from None
-            total += loss.detach()
+            least, most, size = int(wanted.min()), int(wanted.max()), logits.size(-1)
+            if least < 0 or most >= size:
+                raise ValueError(f"target ids {least} to {most}, but logits of {size} tokens")
+            log_p = logits.detach().log_softmax(dim=-1)
+            total -= (1 - label_smoothing) * log_p.gather(1, wanted).sum()
+            if label_smoothing:
+                total -= label_smoothing / size * log_p.sum()
             if not any(ctx.needs_input_grad):  # evaluation
                 continue
-            found = torch.autograd.grad(loss, (piece, *parameters), allow_unused=True)
+            error = log_p.exp_().sub_(label_smoothing / size)  # equation 25.2, in place
+            error.scatter_(1, wanted, label_smoothing - 1, reduce="add")
+            found = torch.autograd.grad(logits, (piece, *parameters), error, allow_unused=True)
             grads[0][start : start + 512] = found[0]
             for i, grad in enumerate(found[1:], start=1):
                 if grad is not None:  # autograd may give one tensor to two parameters: copy it

@@ -160,6 +160,24 @@ def test_a_step_in_bfloat16_is_near_and_its_gradients_are_float32(model: Transfo
         assert gradient.dtype == torch.float32
 
 
+@pytest.mark.parametrize("wrong", [-100, -1, 11])
+def test_an_id_that_has_no_logit_is_named(model: Transformer, wrong: int) -> None:
+    with pytest.raises(ValueError, match=rf"{wrong}\b.* logits of 11"):
+        cross_entropy_sum(model, torch.randn(2, 16), torch.tensor([3, wrong]))
+
+
+def test_a_forbidden_token_costs_nothing_without_smoothing(model: Transformer) -> None:
+    model.output = nn.Linear(16, 11)
+    with torch.no_grad():
+        model.output.bias[4] = -torch.inf
+    hidden = torch.randn(3, 16, requires_grad=True)
+    loss = cross_entropy_sum(model, hidden, torch.tensor([1, 2, 3]))
+    loss.backward()
+    assert loss.isfinite()
+    assert hidden.grad is not None
+    assert hidden.grad.isfinite().all()
+
+
 def test_large_scores_stay_finite(model: Transformer) -> None:
     hidden = torch.full((3, 16), 1e4, requires_grad=True)
     loss = cross_entropy_sum(model, hidden, torch.tensor([1, 2, 3]), 0.1)
@@ -260,7 +278,7 @@ def test_dropout_counts_its_draws_exactly() -> None:
 
 def test_a_target_outside_the_vocabulary_is_named(tiny: Callable[..., Transformer]) -> None:
     model, ids = tiny(vocab_size=23), torch.tensor([[5, 6, 2]])
-    with pytest.raises(ValueError, match="target id 40, but logits of 23"):
+    with pytest.raises(ValueError, match="target ids 2 to 40, but logits of 23"):
         translation_loss(model, Batch(ids, ids, torch.tensor([[6, 40, 2]])))
 
 
