@@ -1,4 +1,4 @@
-"""Weights to and from other implementations: torch.nn.Transformer.
+"""Weights to and from other implementations: torch.nn.Transformer, GPT-2, Marian.
 
 Written from chapters 12, 22, 26 of the book: edit the chapter, then `make sync`.
 """

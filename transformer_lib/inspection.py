@@ -1,4 +1,4 @@
-"""Looking inside a model: its attention.
+"""Looking inside a model: where it attends, what its parts are worth, what ails it.
 
 Written from chapters 6, 19, 21 of the book: edit the chapter, then `make sync`.
 """
