@@ -35,7 +35,7 @@ function build({ d_model: width, positions, offsets }) {
   };
   const dot2 = (plot, at, level, kind) => make("circle", { cx: plot.x(at), cy: plot.y(level), r: 4.5, class: kind });
 
-  const clock = make("svg", { viewBox: "-26 -2 182 136", "aria-hidden": "true", class: "tpp-clock" });
+  const clock = make("svg", { viewBox: "-29 -2 188 136", "aria-hidden": "true", class: "tpp-clock" });
   const waves = plot("the pair along the positions: sine (line), cosine (dashes)", "position", [0, positions + offsets], [-1, 1]);
   const origin = row(0);
   const product = (offset) => dot(origin, row(offset));
