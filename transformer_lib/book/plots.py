@@ -109,7 +109,7 @@ def plot_attention(
             for j, weight in enumerate(row):
                 if weight == 0:  # forbidden, not merely small: an empty cell
                     continue
-                color = "white" if weight > 0.5 else "black"
+                color = "white" if weight > 0.72 else "black"  # whichever has more contrast
                 number = f"{weight:.2f}".removeprefix("0")
                 ax.text(j, i, number, ha="center", va="center", fontsize=10, color=color)
     return ax
