@@ -1,4 +1,4 @@
-"""Language models: the decoder without a source, its text, and its surprise.
+"""Language models of next and of missing words, their text, and their surprise.
 
 Written from chapters 22, 23 of the book: edit the chapter, then `make sync`.
 """
