@@ -301,6 +301,27 @@ def test_every_number_of_a_position_is_torchs(open_page: OpenPage, d_model: int)
 
 
 @browser
+def test_the_names_at_the_clock_lie_on_nothing(open_page: OpenPage) -> None:
+    page = open_page(position_view(32))
+    # together, far apart, to the right, to the left, on top, and no second hand
+    for p, pair, k in ((10, 8, 4), (0, 4, 10), (5, 2, 20), (30, 3, 1), (10, 0, 1), (8, 2, 0)):
+        for name, place in (("position p", p), ("pair i", pair), ("offset k", k)):
+            move(page, name, place)
+        boxes = page.locator(".tpp-clock text").evaluate_all(
+            "names => names.filter(n => n.textContent).map(n => n.getBBox())"
+            ".map(b => [b.x, b.y, b.x + b.width, b.y + b.height])"
+        )
+        assert boxes, f"no name at p {p}, pair {pair}, k {k}"
+        for left, top, right, bottom in boxes:
+            near = min(max(65, left), right) - 65, min(max(65, top + 3), bottom - 3) - 65
+            assert math.hypot(*near) > 44, f"a name across the rim: p {p}, pair {pair}, k {k}"
+        overlap = len(boxes) == 2 and all(
+            boxes[0][i] < boxes[1][i + 2] and boxes[1][i] < boxes[0][i + 2] for i in (0, 1)
+        )
+        assert not overlap, f"one name on the other: p {p}, pair {pair}, k {k}"
+
+
+@browser
 def test_the_waves_and_the_dot_products_are_drawn_where_torch_says(open_page: OpenPage) -> None:
     page = open_page(position_view(32))
     move(page, "pair i", 3)

@@ -262,6 +262,11 @@ def test_plot_attention_wants_a_label_for_each_row_and_column() -> None:
         plot_attention(torch.eye(2), ["a"], ["c", "d"])
 
 
+def test_plot_attention_tells_a_forbidden_key_from_a_small_weight() -> None:
+    ax = plot_attention(torch.tensor([[1.0, 0.0], [0.999, 0.001]]), ["a", "b"], ["c", "d"])
+    assert [text.get_text() for text in ax.texts] == ["1.00", "1.00", ".00"]
+
+
 # What readers are likely to hand in, and what the check must say of it.
 
 

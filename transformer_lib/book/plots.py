@@ -71,6 +71,8 @@ def plot_attention(
 ) -> Axes:
     """Draw attention weights as a heat map: one row for each query, one column for each key.
 
+    A small matrix has its numbers in the cells; a weight of exactly 0 leaves its cell empty.
+
     Args:
         weights: shape (queries, keys), each entry between 0 and 1.
         query_labels: one label for each row.
@@ -105,7 +107,9 @@ def plot_attention(
     if max(values.shape) <= 8:  # few enough to be read
         for i, row in enumerate(values.tolist()):
             for j, weight in enumerate(row):
-                color = "white" if weight > 0.5 else "black"
+                if weight == 0:  # forbidden, not merely small: an empty cell
+                    continue
+                color = "white" if weight > 0.72 else "black"  # whichever has more contrast
                 number = f"{weight:.2f}".removeprefix("0")
                 ax.text(j, i, number, ha="center", va="center", fontsize=10, color=color)
     return ax

@@ -89,5 +89,6 @@ function build({ start, depths, wirings }) {
   const named = (name, group) => make("div", { class: "tpp-named" }, make("span", { "aria-hidden": "true" }, name), group);
   const chart = make("div", { class: "tpp-chart" }, levels, plot, ends);
   const details = make("details", {}, make("summary", {}, "All numbers"), box);
-  return make("div", {}, named("layers", depthBox), named("wiring", wiringBox), text, chart, table, details);
+  const measure = make("div", { class: "tpp-measure", "aria-hidden": "true" }, "share of the gradient at the top");
+  return make("div", {}, named("layers", depthBox), named("wiring", wiringBox), text, measure, chart, table, details);
 }

@@ -16,7 +16,7 @@ function build({ d_model: width, positions, offsets }) {
   const table = make("table", { class: "tpp-pair" }, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...cells));
 
   // A plot: `x` and `y` bring numbers to their places in it.
-  function plot(title, [left, right], [low, high]) {
+  function plot(title, name, [left, right], [low, high]) {
     const svg = make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, "aria-hidden": "true" });
     const x = (number) => MARGIN + (number - left) / (right - left) * (WIDTH - MARGIN - 8);
     const y = (number) => HEIGHT - 18 - (number - low) / (high - low) * (HEIGHT - 40);
@@ -24,6 +24,7 @@ function build({ d_model: width, positions, offsets }) {
       const zero = make("line", { x1: x(left), x2: x(right), y1: y(0), y2: y(0), class: "tpp-axis" });
       const ticks = [left, right].map((at) => make("text", { x: x(at), y: HEIGHT - 4, "text-anchor": at === left ? "start" : "end" }, `${at}`));
       const levels = [low, high].map((at) => make("text", { x: MARGIN - 4, y: y(at) + 4, "text-anchor": "end" }, `${Math.round(at)}`));
+      ticks.push(make("text", { x: x((left + right) / 2), y: HEIGHT - 4, "text-anchor": "middle" }, name));
       svg.replaceChildren(make("text", { x: MARGIN, y: 11 }, title), zero, ...ticks, ...levels, ...parts);
     };
     return { svg, x, y, show };
@@ -34,17 +35,18 @@ function build({ d_model: width, positions, offsets }) {
   };
   const dot2 = (plot, at, level, kind) => make("circle", { cx: plot.x(at), cy: plot.y(level), r: 4.5, class: kind });
 
-  const clock = make("svg", { viewBox: "-16 -2 162 136", "aria-hidden": "true", class: "tpp-clock" });
-  const waves = plot("the pair along the positions: sine (line), cosine (dashes)", [0, positions + offsets], [-1, 1]);
+  const clock = make("svg", { viewBox: "-29 -2 188 136", "aria-hidden": "true", class: "tpp-clock" });
+  const waves = plot("the pair along the positions: sine (line), cosine (dashes)", "position", [0, positions + offsets], [-1, 1]);
   const origin = row(0);
   const product = (offset) => dot(origin, row(offset));
   const least = Math.min(0, ...Array.from({ length: offsets + 1 }, (_, offset) => product(offset)));
-  const products = plot("dot product of rows p and p + k, for every k", [0, offsets], [least, pairs]);
+  const products = plot("dot product of rows p and p + k, for every k", "offset k", [0, offsets], [least, pairs]);
 
   function hand(angle, kind, name) {
     const [x, y] = [Math.sin(angle), -Math.cos(angle)]; // upwards at angle 0, then clockwise
     const line = make("line", { x1: 65, y1: 65, x2: 65 + 44 * x, y2: 65 + 44 * y, class: kind });
-    return [line, make("text", { x: 65 + 55 * x, y: 69 + 55 * y, "text-anchor": "middle" }, name)];
+    const anchor = x > 0.3 ? "start" : x < -0.3 ? "end" : "middle"; // beside the rim, not across it
+    return [line, make("text", { x: 65 + 49 * x, y: 69 + 55 * y, "text-anchor": anchor }, name)];
   }
 
   function show() {
@@ -61,7 +63,8 @@ function build({ d_model: width, positions, offsets }) {
     text.textContent = `Pair ${pair}, entries ${2 * pair} and ${2 * pair + 1}, comes round once in ${(2 * Math.PI / frequency(pair)).toFixed(1)} positions; ${k} positions turn it by ${degrees.toFixed(1)} degrees. Row ${p} · row ${p + k} = ${dot(row(p), there).toFixed(2)}.`;
 
     const rim = make("circle", { cx: 65, cy: 65, r: 44, class: "tpp-axis" });
-    clock.replaceChildren(rim, ...hand(frequency(pair) * p, "tpp-here", "p"), ...(k ? hand(frequency(pair) * (p + k), "tpp-there", "p+k") : []));
+    const near = k && sine * there[pair][0] + cosine * there[pair][1] > 0.9; // one label for two hands
+    clock.replaceChildren(rim, ...hand(frequency(pair) * p, "tpp-here", near ? "" : "p"), ...(k ? hand(frequency(pair) * (p + k), "tpp-there", near ? "p, p+k" : "p+k") : []));
     const last = positions + offsets;
     const marks = [[p, sine, "tpp-here"], [p, cosine, "tpp-here"], [p + k, there[pair][0], "tpp-there"], [p + k, there[pair][1], "tpp-there"]];
     waves.show(
