@@ -3,6 +3,7 @@
 Written from chapter 25 of the book: edit the chapter, then `make sync`.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -17,10 +18,6 @@ from transformer_lib.layers import DecoderLayer, EncoderLayer
 from transformer_lib.training import Loss, over_ranks, translation_loss
 
 __all__ = ["data_parallel", "fully_sharded", "joined", "place", "share"]
-
-
-#: Groups stay to the end: torch may hang where a model is the last to let go of one.
-_MET: list[Any] = []
 
 
 def place() -> tuple[int, int]:
@@ -44,10 +41,11 @@ def joined(device: torch.device | str = "cpu") -> Iterator[torch.device]:
         device = torch.device("cuda", dist.get_node_local_rank())
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    _MET.append(dist.group.WORLD)
     try:
         yield device
     finally:
+        # Time for gloo's threads to let go of tensors: once Python ends, that hangs or aborts torch.
+        time.sleep(0.1)
         dist.destroy_process_group()
 
 

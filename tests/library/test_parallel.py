@@ -112,6 +112,18 @@ def test_alone_nothing_changes(tiny: Callable[..., Transformer]) -> None:
     assert evaluate_loss(model, batches, parallel.share()) == evaluate_loss(model, batches)
 
 
+def test_gloo_has_time_before_its_group_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without, a process hung or aborted at its end: seldom, so that only the order is held here."""
+    done: list[str] = []
+    monkeypatch.setattr(parallel.dist, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(parallel.dist, "init_process_group", lambda backend: done.append(backend))
+    monkeypatch.setattr(parallel.dist, "destroy_process_group", lambda: done.append("let go"))
+    monkeypatch.setattr(parallel.time, "sleep", lambda seconds: done.append("time"))
+    with pytest.raises(KeyError), parallel.joined():
+        raise KeyError
+    assert done == ["gloo", "time", "let go"]
+
+
 # --- in several processes
 
 

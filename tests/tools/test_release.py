@@ -138,3 +138,14 @@ def test_binder_installs_what_the_package_needs() -> None:
     bash = shutil.which("bash")
     assert bash is not None
     subprocess.run([bash, "-n", ROOT / ".binder" / "postBuild"], check=True)
+
+
+def test_binder_takes_the_environment_and_what_comes_after_it() -> None:
+    repo2docker = shutil.which("repo2docker")
+    if repo2docker is None:
+        pytest.skip("repo2docker is not installed; the weekly workflow builds with it")
+    command = [repo2docker, "--no-build", "--debug", "."]  # only says what it would do: no docker
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    said = done.stdout + done.stderr
+    assert 'env update -p ${NB_PYTHON_PREFIX} --file ".binder/environment.yml"' in said
+    assert "RUN ./.binder/postBuild" in said
