@@ -43,7 +43,7 @@ from transformer_lib.training import make_optimizer, translation_loss
 from transformer_lib.transformer import Transformer, TransformerConfig
 from transformer_lib.translator import Translator
 
-SEED, ROUNDS, TRAINING_ROUNDS, TOKENS, SENTENCES = 25, 9, 15, 2048, 300
+SEED, ROUNDS, TRAINING_ROUNDS, TOKENS, SENTENCES = 25, 9, 15, 2048, 1000
 SHOWN = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 
 Step = Callable[[Batch], Tensor]
