@@ -44,8 +44,7 @@ def joined(device: torch.device | str = "cpu") -> Iterator[torch.device]:
     try:
         yield device
     finally:
-        # Time for gloo's threads to let go of tensors: once Python ends, that hangs or aborts torch.
-        time.sleep(0.1)
+        time.sleep(0.1)  # gloo's threads let go of tensors; once Python ends, that hangs or aborts
         dist.destroy_process_group()
 
 

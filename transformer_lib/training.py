@@ -561,9 +561,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             with torch.enable_grad():
                 # A view, since torch's FlopCounterMode follows no leaf into a module
                 logits = project(piece.view_as(piece)).to(exact)  # (512, vocab_size)
-            least, most, size = int(wanted.min()), int(wanted.max()), logits.size(-1)
-            if least < 0 or most >= size:
-                raise ValueError(f"target ids {least} to {most}, but logits of {size} tokens")
+            if start == 0:  # all at once: on a graphics card each look waits for what is under way
+                least, most, size = int(targets.min()), int(targets.max()), logits.size(-1)
+                if least < 0 or most >= size:
+                    raise ValueError(f"target ids {least} to {most}, but logits of {size} tokens")
             log_p = logits.detach().log_softmax(dim=-1)
             total -= (1 - label_smoothing) * log_p.gather(1, wanted).sum()
             if label_smoothing:

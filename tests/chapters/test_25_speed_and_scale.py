@@ -160,10 +160,12 @@ def test_a_step_in_bfloat16_is_near_and_its_gradients_are_float32(model: Transfo
         assert gradient.dtype == torch.float32
 
 
+@pytest.mark.parametrize("count", [2, 600])  # in the first piece, and in the second
 @pytest.mark.parametrize("wrong", [-100, -1, 11])
-def test_an_id_that_has_no_logit_is_named(model: Transformer, wrong: int) -> None:
+def test_an_id_that_has_no_logit_is_named(model: Transformer, wrong: int, count: int) -> None:
+    targets = torch.tensor([3] * (count - 1) + [wrong])
     with pytest.raises(ValueError, match=rf"{wrong}\b.* logits of 11"):
-        cross_entropy_sum(model, torch.randn(2, 16), torch.tensor([3, wrong]))
+        cross_entropy_sum(model, torch.randn(count, 16), targets)
 
 
 def test_a_forbidden_token_costs_nothing_without_smoothing(model: Transformer) -> None:
